@@ -1,0 +1,80 @@
+"""Every exception and warning that odegrad raises on purpose.
+
+Each message says what is wrong, what was received, and what to do about it. All exceptions derive
+from `OdegradError` and from the built-in exception that a Python user would expect.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "FieldOutputError",
+    "GradientUnavailableError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MaxStepsError",
+    "MissingDependencyError",
+    "NonFiniteDerivativeError",
+    "NonFiniteInputError",
+    "NonFiniteStateError",
+    "OdegradError",
+    "OdegradWarning",
+    "SolveError",
+    "StepTooSmallError",
+    "UnreachableTensorError",
+]
+
+
+class OdegradError(Exception):
+    """Base class of all exceptions raised by odegrad."""
+
+
+class OdegradWarning(UserWarning):
+    """Base class of all warnings issued by odegrad."""
+
+
+class InvalidValueError(OdegradError, ValueError):
+    """An argument has the right type but a value that cannot be used."""
+
+
+class InvalidTypeError(OdegradError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class FieldOutputError(OdegradError, ValueError):
+    """The vector field returned something that is not a derivative of the state."""
+
+
+class NonFiniteInputError(InvalidValueError):
+    """The initial state or the times contain NaN or infinity."""
+
+
+class UnreachableTensorError(OdegradError, RuntimeError):
+    """The vector field used a tensor that requires grad and that no gradient would reach."""
+
+
+class GradientUnavailableError(OdegradError, RuntimeError):
+    """The derivative that was asked for does not exist for the chosen gradient."""
+
+
+class MissingDependencyError(OdegradError, ImportError):
+    """A feature needs a package that is not installed."""
+
+
+class SolveError(OdegradError, RuntimeError):
+    """The solve itself failed; the base of the errors below."""
+
+
+class NonFiniteDerivativeError(SolveError):
+    """The vector field keeps returning NaN or infinity, however small the step."""
+
+
+class NonFiniteStateError(SolveError):
+    """A solve on a fixed grid produced NaN or infinity."""
+
+
+class StepTooSmallError(SolveError):
+    """The step-size controller asked for a step below the resolution of time."""
+
+
+class MaxStepsError(SolveError):
+    """The solve did not reach its end within `max_steps` attempted steps."""

@@ -1,0 +1,337 @@
+"""The vector field: the user's f on flat leaves, and its transpose.
+
+For a cotangent u of f(t, y, p) the transpose gives (f_tᵀu, f_yᵀu, f_pᵀu) by one call of
+`torch.autograd.grad`. The law it obeys, for all directions v and cotangents w:
+
+    ⟨w, Df·v⟩ = ⟨vjp(w), v⟩.
+
+A field also answers for the world that f reads, so that a second evaluation sees what the first one
+saw: parameters and autocast (`VectorField.bound`), random numbers and buffers (`VectorField.snapshot`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from odegrad.capture import Captures, capture
+from odegrad.errors import (
+    FieldOutputError,
+    InvalidTypeError,
+    OdegradWarning,
+    UnreachableTensorError,
+)
+from odegrad.replay import Snapshot
+from odegrad.state import Leaves, OptionalLeaves, Structure, Time, widest_real_dtype
+
+__all__ = ["Linearization", "VectorField"]
+
+T = TypeVar("T")
+
+
+class VectorField:
+    """f(t, y, *args), and optionally a running cost ℓ(t, y, *args), on flat leaves.
+
+    Arguments:
+        f: Maps (t, y, *args) to a pytree like y.
+        state: The structure of y.
+        y0: Its initial leaves, which fix shapes, dtypes and devices.
+        args: Further arguments, a tuple of pytrees; their tensors become differentiable inputs.
+        running: Maps (t, y, *args) to one real tensor, integrated as a *quadrature leaf* behind
+            the state: f never reads it and the error norm leaves it out.
+
+    Attributes:
+        n_state: How many leaves f reads; those behind are quadratures.
+        arguments: The tensors in `args`: all of p until something is discovered.
+        time_dtype: The dtype in which f receives t: the widest real dtype of the state.
+        evaluations: Calls of f so far.
+        transposes: Vector–Jacobian products so far.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        state: Structure,
+        y0: Leaves,
+        args: tuple[Any, ...] = (),
+        running: Callable[..., Any] | None = None,
+    ) -> None:
+        self._functions = [f] if running is None else [f, running]
+        self._state = state
+        self.n_state = len(y0)
+        self._args = Structure(args)
+        self._arg_leaves: list[Any] = self._args.flatten(args) or []
+        self.arguments: Leaves = tuple(x for x in self._arg_leaves if isinstance(x, Tensor))
+        self._like = [(x.shape, x.dtype, x.device) for x in y0]
+        self.time_dtype = widest_real_dtype(y0)
+        self.device = y0[0].device if y0 else torch.device("cpu")
+        self._captures = Captures()
+        kind = self.device.type
+        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        self._warned = False
+        self.evaluations = 0
+        self.transposes = 0
+
+    # What f reads.
+
+    def discover(self, t: Time, y: Leaves) -> Leaves:
+        """Finds the tensors that f reads, by a scan and one traced call that leaves no mark.
+
+        Arguments:
+            t: The time of the call.
+            y: The state; quadrature leaves may be missing.
+
+        Returns:
+            p: the captured tensors that require grad, followed by the tensors in `args`.
+        """
+        y = tuple(leaf.detach() for leaf in y)
+        args = tuple(x.detach() for x in self.arguments)
+        evaluations = self.evaluations
+        self._captures = capture(
+            self._functions, lambda: self(t, y, args), [*y, *args, *self.arguments], self.device
+        )
+        self.evaluations = evaluations
+        return (*self._captures.tensors(), *self.arguments)
+
+    def names(self) -> list[str]:
+        """A name for each tensor of p, for messages."""
+        captured = [item.name for item in self._captures.items]
+        return captured + [f"args tensor {i}" for i in range(len(self.arguments))]
+
+    def own(self, p: Leaves) -> Leaves:
+        """The leaves to differentiate when p is given: f's own where it can read them, else copies.
+
+        A leaf that f reads by itself serves as it is, so that nothing needs to be substituted. A
+        tensor with a history is replaced by a detached copy: the history is for the caller's graph.
+        """
+        items = self._captures.items
+        return tuple(
+            x
+            if x.is_leaf and i < len(items) and items[i].current() is x
+            else x.detach().requires_grad_(x.requires_grad)
+            for i, x in enumerate(p)
+        )
+
+    def bound(self, p: Leaves, thunk: Callable[[], T]) -> T:
+        """thunk(), during which f reads `p`, under the autocast state of the solve's start."""
+        kind, dtype, enabled = self._autocast
+        captured = p[: len(self._captures.items)]
+        if not enabled and not torch.is_autocast_enabled(kind):
+            return self._captures.bind(captured, thunk)
+        with torch.autocast(kind, dtype, enabled):
+            return self._captures.bind(captured, thunk)
+
+    def snapshot(self) -> Snapshot | None:
+        """The state of the generators and buffers that f was seen to use, or None."""
+        found = self._captures
+        if not (found.stochastic or found.stateful):
+            return None
+        return Snapshot.take(self.device, [b.current() for b in found.buffers])
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether f was seen to draw random numbers."""
+        return self._captures.stochastic
+
+    # f and its transpose.
+
+    def __call__(self, t: Time, y: Leaves, p: Leaves) -> Leaves:
+        """f(t, y), leaf by leaf.
+
+        Arguments:
+            t: A float, a 0-dim tensor or one time per sample.
+            y: State leaves, then quadrature leaves (not read).
+            p: Captured tensors (which f reads by itself, see `bound`), then the tensors in `args`.
+
+        Raises:
+            FieldOutputError: If the result is not shaped like the state, or y was changed in place.
+        """
+        self.evaluations += 1
+        if isinstance(t, Tensor):
+            time = t.to(self.time_dtype).to(self.device)
+        else:
+            time = torch.full((), t, dtype=self.time_dtype, device=self.device)
+        leaves = y[: self.n_state]
+        versions = [leaf._version for leaf in leaves]
+        state = self._state.unflatten(leaves)
+        args = self._arguments(p)
+        slopes = self._checked(self._functions[0](time, state, *args))
+        cost = [self._checked_cost(ell(time, state, *args)) for ell in self._functions[1:]]
+        if [leaf._version for leaf in leaves] != versions:
+            raise FieldOutputError(
+                "f changed its argument y in place, which would make the solve wrong; "
+                "write y = y * 2 instead of y.mul_(2), or begin f with y = y.clone()"
+            )
+        return (*slopes, *cost)
+
+    def linearize(self, t: Time, y: Leaves, p: Leaves) -> Linearization:
+        """Evaluates f and keeps what its transpose needs.
+
+        Arguments:
+            t: As for a call; a tensor t gets a cotangent, a float does not.
+            y: As for a call; the values are detached from any graph.
+            p: The tensors that f reads (see `own` and `bound`).
+        """
+        with torch.enable_grad():
+            leaves = tuple(leaf.detach().requires_grad_() for leaf in y)
+            time = t.detach().requires_grad_() if isinstance(t, Tensor) else t
+            slopes = self(time, leaves, p)
+        return Linearization(self, time, leaves, p, slopes)
+
+    def vjp(
+        self, t: Time, y: Leaves, p: Leaves, grad: OptionalLeaves
+    ) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
+        """(f_tᵀu, f_yᵀu, f_pᵀu) for the cotangent u = `grad`."""
+        return self.linearize(t, y, p).vjp(grad)
+
+    # Checks.
+
+    def _arguments(self, p: Leaves) -> Any:
+        if not self._arg_leaves:
+            return ()
+        tensors = iter(p[len(p) - len(self.arguments) :])
+        leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
+        return self._args.unflatten(leaves)
+
+    def _checked(self, result: Any) -> list[Tensor]:
+        slopes = self._state.flatten(result)
+        if slopes is None:
+            raise FieldOutputError(
+                f"f must return the structure of the state, {self._state!r}; "
+                f"it returned {type(result).__name__}: {Structure(result)!r}"
+            )
+        for i, (slope, (shape, dtype, device)) in enumerate(zip(slopes, self._like, strict=True)):
+            if not isinstance(slope, Tensor):
+                raise FieldOutputError(
+                    f"f must return tensors; leaf {self._leaf(i)} is a {type(slope).__name__}"
+                )
+            if slope.shape != shape:
+                raise FieldOutputError(
+                    f"f returned shape {list(slope.shape)} where the state is {list(shape)} "
+                    f"(leaf {self._leaf(i)}); the derivative has the shape of the state"
+                )
+            if slope.device != device:
+                raise FieldOutputError(
+                    f"f returned a tensor on {slope.device} where the state is on {device} "
+                    f"(leaf {self._leaf(i)}); move the model or the state with .to(...)"
+                )
+            if slope.dtype != dtype:
+                slopes[i] = self._cast(slope, dtype, i)
+        return slopes
+
+    def _cast(self, slope: Tensor, dtype: torch.dtype, i: int) -> Tensor:
+        if slope.dtype.is_complex and not dtype.is_complex:
+            raise FieldOutputError(
+                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
+                "make the initial state complex"
+            )
+        if not slope.dtype.is_floating_point and not slope.dtype.is_complex:
+            raise FieldOutputError(
+                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
+                "return a floating-point derivative"
+            )
+        if torch.finfo(slope.dtype).bits > torch.finfo(dtype).bits and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"f returned {slope.dtype} for a {dtype} state (leaf {self._leaf(i)}); it is rounded "
+                "to the state's dtype. Make f return that dtype, or solve in the wider one",
+                OdegradWarning,
+                stacklevel=2,
+            )
+        return slope.to(dtype)
+
+    def _checked_cost(self, cost: Any) -> Tensor:
+        if not isinstance(cost, Tensor) or not cost.dtype.is_floating_point:
+            got = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
+            raise InvalidTypeError(f"running must return one real tensor, it returned {got}")
+        return cost
+
+    def cost_leaves(self, t: float, y: Leaves, p: Leaves) -> Leaves:
+        """Zeros shaped like the running cost at (t, y): the initial quadrature leaves."""
+        if len(self._functions) == 1:
+            return ()
+        with torch.no_grad():
+            time = torch.full((), t, dtype=self.time_dtype, device=self.device)
+            cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
+            return (torch.zeros_like(self._checked_cost(cost)),)
+
+    def _leaf(self, i: int) -> str:
+        return f"{i}{self._state.leaf_names()[i]}"
+
+
+class Linearization:
+    """f at one point, with the graph that its transpose needs. `vjp` may be called once.
+
+    Attributes:
+        value: f(t, y, p), detached.
+    """
+
+    __slots__ = ("_field", "_outputs", "_p", "_t", "_y", "value")
+
+    def __init__(
+        self, field: VectorField, t: Time, y: Leaves, p: Leaves, outputs: Leaves
+    ) -> None:
+        self._field, self._t, self._y, self._p, self._outputs = field, t, y, p, outputs
+        self.value: Leaves = tuple(x.detach() for x in outputs)
+
+    def vjp(
+        self, grad: OptionalLeaves
+    ) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
+        """(f_tᵀu, f_yᵀu, f_pᵀu) for the cotangent u = `grad`; None for what p does not depend on.
+
+        Raises:
+            UnreachableTensorError: If f used a tensor that requires grad and is none of its inputs.
+        """
+        self._field.transposes += 1
+        pairs = [
+            (k, g)
+            for k, g in zip(self._outputs, grad, strict=True)
+            if g is not None and k.requires_grad
+        ]
+        inputs = list(self._y)
+        if isinstance(self._t, Tensor):
+            inputs.append(self._t)
+        wanted = [i for i, x in enumerate(self._p) if x.requires_grad]
+        inputs += [self._p[i] for i in wanted]
+        grads: Sequence[Tensor | None] = [None] * len(inputs)
+        if pairs:
+            outputs, cotangents = zip(*pairs, strict=True)
+            self._check_reachable(outputs, inputs)
+            grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+        n = len(self._y)
+        grad_y = tuple(
+            torch.zeros_like(x) if g is None else g for x, g in zip(self._y, grads[:n], strict=True)
+        )
+        grad_t = None
+        if isinstance(self._t, Tensor):
+            grad_t = torch.zeros_like(self._t) if grads[n] is None else grads[n]
+            n += 1
+        grad_p: list[Tensor | None] = [None] * len(self._p)
+        for i, g in zip(wanted, grads[n:], strict=True):
+            grad_p[i] = g
+        return grad_t, grad_y, tuple(grad_p)
+
+    def _check_reachable(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        """Walks the graph to its leaves: each has to be one of the inputs (a few microseconds)."""
+        allowed = {id(x) for x in inputs}
+        nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
+        seen = set(nodes)
+        while nodes:
+            for node, _ in nodes.pop().next_functions:
+                if node is None or node in seen:
+                    continue
+                seen.add(node)
+                nodes.append(node)
+                leaf = getattr(node, "variable", None)
+                if leaf is not None and id(leaf) not in allowed:
+                    raise UnreachableTensorError(
+                        f"f used a tensor of shape {list(leaf.shape)} that requires grad and is "
+                        "neither y, t, a tensor in args, nor one found by scanning and tracing f, "
+                        "so its gradient would be lost. Pass it in args=(…), make it an attribute "
+                        "of a module f calls, or detach it. (If f detaches y and marks the copy "
+                        "with requires_grad_(), use y itself.)"
+                    )

@@ -1,0 +1,209 @@
+"""What a scheme is: a pure one-step map Φ and its exact transpose, in one place.
+
+    (y_{n+1}, c_{n+1}) = Φ(t_n, h_n, y_n, c_n, p)
+
+The *carry* c is what one step hands to the next beside the state: nothing for a plain Runge–Kutta
+scheme, the last slope for one with the first-same-as-last property. It is part of a checkpoint and it
+is differentiated like the state. The law that every scheme is tested against, for all directions v and
+cotangents w, over state, carry, dense coefficients, t, h and p:
+
+    ⟨w, DΦ·v⟩ = ⟨step_vjp(w), v⟩.
+
+`step_vjp` and `init_vjp` are implemented here once for all schemes by differentiating `step` and
+`init` on a local graph; so a scheme that only writes `step` is already exact. A scheme may override
+them with a transpose of its own, which is then tested against these.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odegrad.field import VectorField
+from odegrad.state import Leaves, OptionalLeaves, Time
+
+__all__ = ["Keep", "Scheme", "Step", "StepGrad"]
+
+
+class Keep(enum.Enum):
+    """What a step leaves for its own transpose, from least to most memory."""
+
+    NOTHING = "nothing"
+    STAGES = "stages"
+    GRAPH = "graph"
+
+
+class Step(NamedTuple):
+    """The result of one step.
+
+    Attributes:
+        y: The state after the step.
+        carry: What the next step needs beside y.
+        error: An estimate of the local error, leaf by leaf; None if the scheme has none. It is not
+            differentiated.
+        dense: The coefficients of the scheme's dense output: for Runge–Kutta, the stage slopes.
+        ok: None or True if the step succeeded; False rejects it whatever the error estimate.
+        kept: What `step_vjp` of the same scheme may use, as asked for by `Keep`.
+    """
+
+    y: Leaves
+    carry: Leaves = ()
+    error: Leaves | None = None
+    dense: tuple[Leaves, ...] = ()
+    ok: bool | None = None
+    kept: Any = None
+
+
+class StepGrad(NamedTuple):
+    """Cotangents of the inputs of a step; None is structurally zero.
+
+    `t` and `dt` are None if the step was given floats, `carry` if no cotangent reaches it.
+    """
+
+    t: Tensor | None
+    dt: Tensor | None
+    y: Leaves
+    carry: Leaves | None
+    p: OptionalLeaves
+
+
+class Scheme(ABC):
+    """A one-step integration scheme. Subclasses are frozen dataclasses without per-solve state.
+
+    Attributes:
+        order: The order p of the scheme: global error O(h^p).
+        error_order: k with error estimate O(h^k); None if there is no error estimate.
+    """
+
+    order: ClassVar[int]
+    error_order: ClassVar[int | None] = None
+
+    def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
+        """The carry before the first step."""
+        del field, t, y, p
+        return ()
+
+    @abstractmethod
+    def step(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        keep: Keep = Keep.NOTHING,
+    ) -> Step:
+        """One step from (t, y) to t + dt; differentiable by autograd in every argument.
+
+        Arguments:
+            field: The vector field.
+            t: The start of the step: a float, a 0-dim tensor, or shape [B], one per sample.
+            dt: Its signed length, of the same kind as t.
+            y: The state at t.
+            carry: What the step before, or `init`, handed on.
+            p: Parameters.
+            keep: What to leave for `step_vjp`.
+        """
+
+    def init_vjp(
+        self, field: VectorField, t: Time, y: Leaves, p: Leaves, grad_carry: Leaves
+    ) -> StepGrad:
+        """The transpose of `init`: cotangents of t, y and p for a cotangent of the carry."""
+        with torch.enable_grad():
+            t_, y_ = _leaf(t), _leaves(y)
+            carry = self.init(field, t_, y_, p)
+        grads = _pull(carry, grad_carry, [t_], y_, p)
+        return StepGrad(grads.times[0], None, grads.y, None, grads.p)
+
+    def step_vjp(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        kept: Any,
+        grad_y: Leaves,
+        grad_carry: Leaves | None = None,
+        grad_dense: Sequence[OptionalLeaves | None] | None = None,
+    ) -> StepGrad:
+        """The transpose of `step`, by a graph of the whole step.
+
+        Arguments:
+            field: The vector field.
+            t: As for `step`; a tensor gets a cotangent, a float does not.
+            dt: As for `step`; likewise.
+            y: The state before the step.
+            carry: The carry before the step.
+            p: The tensors that f reads; those that require grad get a cotangent.
+            kept: What `step` kept, or None to compute it again.
+            grad_y: The cotangent of the state after the step.
+            grad_carry: The cotangent of the carry after the step; None is zero.
+            grad_dense: The cotangents of the dense coefficients; None is zero.
+        """
+        del kept
+        with torch.enable_grad():
+            t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
+            step = self.step(field, t_, dt_, y_, carry_, p)
+        outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
+        for values, grads in [
+            (step.carry, grad_carry),
+            *zip(step.dense, grad_dense or [None] * len(step.dense), strict=True),
+        ]:
+            if grads is not None:
+                outputs += values
+                cotangents += grads
+        pulled = _pull(outputs, cotangents, [t_, dt_], (*y_, *carry_), p)
+        n = len(y)
+        return StepGrad(*pulled.times, pulled.y[:n], pulled.y[n:] or None, pulled.p)
+
+
+class _Pulled(NamedTuple):
+    times: list[Tensor | None]
+    y: Leaves
+    p: OptionalLeaves
+
+
+def _leaf(t: Time) -> Time:
+    return t.detach().requires_grad_() if isinstance(t, Tensor) else t
+
+
+def _leaves(x: Leaves) -> Leaves:
+    return tuple(leaf.detach().requires_grad_() for leaf in x)
+
+
+def _pull(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    times: list[Time],
+    y: Leaves,
+    p: Leaves,
+) -> _Pulled:
+    """One reverse pass from `outputs` to times, y and those of p that require grad."""
+    pairs = [
+        (x, g) for x, g in zip(outputs, cotangents, strict=True) if g is not None and x.requires_grad
+    ]
+    tensors = [t for t in times if isinstance(t, Tensor)]
+    wanted = [x for x in p if x.requires_grad]
+    inputs = [*tensors, *y, *wanted]
+    grads: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        grads = torch.autograd.grad(
+            [x for x, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True
+        )
+    found = iter(grads)
+    grad_times = [_or_zero(next(found), t) if isinstance(t, Tensor) else None for t in times]
+    grad_y = tuple(_or_zero(next(found), leaf) for leaf in y)
+    grad_p = tuple(next(found) if x.requires_grad else None for x in p)
+    return _Pulled(grad_times, grad_y, grad_p)
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad

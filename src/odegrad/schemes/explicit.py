@@ -1,0 +1,194 @@
+"""Explicit Runge–Kutta schemes and their exact transpose.
+
+Forward, for i = 1 … s:
+
+    Y_i = y + h Σ_{j<i} a_ij k_j,     k_i = f(t + c_i h, Y_i),     y⁺ = y + h Σ_i b_i k_i.
+
+Transpose, for i = s … 1, with λ the cotangent of y⁺:
+
+    u_i = b_i λ + Σ_{j>i} a_ji w_j,     κ_i = h u_i,     w_i = f_y(Y_i)ᵀ κ_i,
+    p̄ += f_p(Y_i)ᵀ κ_i,     τ_i = f_t(Y_i)ᵀ κ_i,     ȳ = λ + Σ_i w_i,
+    t̄ = Σ_i τ_i,     h̄ = Σ_i (⟨k_i, u_i⟩ + c_i τ_i).
+
+Nothing divides by b_i. A stage is skipped iff κ_i is structurally zero: b_i = 0, a_ji = 0 for all
+j > i, and no cotangent of the carry or the dense output reaches it. (Skipping whenever b_i = 0 is a
+bug: Dopri5 has b_2 = 0 but a_32 ≠ 0.)
+
+With the first-same-as-last property the last slope is the carry. Its cotangent joins κ_s, and the
+cotangent of the first slope leaves through the incoming carry instead of through f, so that no
+evaluation is differentiated twice.
+
+References:
+    W. W. Hager, *Runge–Kutta methods in optimal control and the transformed adjoint system*,
+        Numer. Math. 87 (2000).
+    J. M. Sanz-Serna, *Symplectic Runge–Kutta schemes for adjoint equations, automatic
+        differentiation, optimal control, and more*, SIAM Review 58 (2016).
+    J. Hu, *A note on the adjoint method for neural ODE network*, arXiv 2402.15141 (2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from odegrad.field import Linearization, VectorField
+from odegrad.schemes.base import Keep, Scheme, Step, StepGrad
+from odegrad.schemes.tableau import Tableau
+from odegrad.state import Leaves, OptionalLeaves, Time, add, axpy, combine, inner, scale
+
+__all__ = ["ExplicitRungeKutta"]
+
+
+@dataclass(frozen=True)
+class ExplicitRungeKutta(Scheme):
+    """The base of all explicit Runge–Kutta schemes: a subclass is a tableau.
+
+    Attributes:
+        tableau: The coefficients.
+    """
+
+    tableau: ClassVar[Tableau]
+
+    def __init_subclass__(cls) -> None:
+        cls.order = cls.tableau.order
+        cls.error_order = cls.tableau.error_order
+
+    def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
+        """The first slope f(t, y), if the scheme has the first-same-as-last property."""
+        return field(t, y, p) if self.tableau.fsal else ()
+
+    def step(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        keep: Keep = Keep.NOTHING,
+    ) -> Step:
+        """One step; see the head of this module."""
+        tab = self.tableau
+        slopes: list[Leaves] = [carry] if tab.fsal else []
+        kept: list[Any] = []
+        stage = y
+        for i in range(len(slopes), tab.stages):
+            stage = axpy(y, dt, tab.a[i], slopes)
+            time = t + dt * tab.c[i]
+            if keep is Keep.GRAPH:
+                kept.append(field.linearize(time, stage, p))
+                slopes.append(kept[-1].value)
+            else:
+                slopes.append(field(time, stage, p))
+                if keep is Keep.STAGES:
+                    kept.append(stage)
+        return Step(
+            y=stage if tab.fsal else axpy(y, dt, tab.b, slopes),
+            carry=slopes[-1] if tab.fsal else (),
+            error=self._error(dt, slopes),
+            dense=tuple(slopes),
+            kept=tuple(kept) or None,
+        )
+
+    def _error(self, dt: Time, slopes: Sequence[Leaves]) -> Leaves | None:
+        """h Σ (b_i − b̂_i) k_i, off the graph: the step-size control carries no derivative."""
+        if self.tableau.b_error is None:
+            return None
+        with torch.no_grad():
+            return combine(dt, self.tableau.b_error, slopes)
+
+    def step_vjp(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        kept: Any,
+        grad_y: Leaves,
+        grad_carry: Leaves | None = None,
+        grad_dense: Sequence[OptionalLeaves | None] | None = None,
+    ) -> StepGrad:
+        """The transpose of one step, stage by stage; see the head of this module."""
+        tab, first = self.tableau, int(self.tableau.fsal)
+        # Cotangents that reach the slopes from outside the step.
+        outside: list[OptionalLeaves | None] = list(grad_dense or [None] * tab.stages)
+        if tab.fsal:
+            outside[-1] = add(outside[-1], grad_carry)
+        last = tab.stages if outside[-1] is not None or not tab.fsal else tab.stages - 1
+        stages = self._linearized(field, t, dt, y, carry, p, kept, last)
+        timed = isinstance(dt, Tensor)
+
+        grad_p: list[Tensor | None] = [None] * len(p)
+        grad_t: Tensor | None = torch.zeros_like(t) if isinstance(t, Tensor) else None
+        grad_dt: Tensor | None = torch.zeros_like(dt) if timed else None
+        pulled: list[Leaves | None] = [None] * tab.stages
+        total, grad_first = grad_y, None
+        for i in reversed(range(last)):
+            terms = [(tab.b[i], grad_y)] + [
+                (tab.a[j][i], w) for j in range(i + 1, last) if (w := pulled[j]) is not None
+            ]
+            weights, vectors = [w for w, _ in terms], [x for _, x in terms]
+            if timed:
+                u = combine(1.0, weights, vectors)
+                kappa = None if u is None else scale(dt, u)
+                if u is not None and grad_dt is not None:
+                    slope = carry if first and i == 0 else stages[i - first].value
+                    grad_dt = grad_dt + inner(slope, u, grad_dt)
+            else:
+                kappa = combine(dt, weights, vectors)
+            cotangent = add(kappa, outside[i])
+            if first and i == 0:
+                grad_first = cotangent
+                continue
+            if cotangent is None:
+                continue
+            tau, pulled[i], more = stages[i - first].vjp(cotangent)
+            total = tuple(a + b for a, b in zip(total, pulled[i] or (), strict=True))
+            grad_p = _accumulate(grad_p, more)
+            if tau is not None:
+                grad_t = tau if grad_t is None else grad_t + tau
+                grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
+        return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p))
+
+    def _linearized(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        kept: Any,
+        last: int,
+    ) -> list[Linearization]:
+        """The stages' linearizations, from what was kept or computed again."""
+        tab, first = self.tableau, int(self.tableau.fsal)
+        if kept is not None and isinstance(kept[0], Linearization):
+            return list(kept)
+        stages: list[Linearization] = []
+        slopes: list[Leaves] = [carry] if tab.fsal else []
+        for i in range(first, last):
+            point = axpy(y, dt, tab.a[i], slopes) if kept is None else kept[i - first]
+            stages.append(field.linearize(t + dt * tab.c[i], point, p))
+            slopes.append(stages[-1].value)
+        return stages
+
+
+def _accumulate(total: list[Tensor | None], more: OptionalLeaves) -> list[Tensor | None]:
+    """total + more, out of place: a cotangent may be a view of something still needed."""
+    return [
+        a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)
+    ]
+
+
+def _filled(grad: OptionalLeaves | None, like: Leaves) -> Leaves | None:
+    """`grad` with zeros for its missing leaves."""
+    if grad is None:
+        return None
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(like, grad, strict=True))

@@ -1,0 +1,191 @@
+"""The state of a solve as a flat tuple of tensors, and the few vector operations on it.
+
+A user's state is any pytree of tensors. Inside the library it is always `Leaves`, a tuple of tensors,
+so that every scheme is written once for all structures. Linear combinations of leaves go through
+`axpy` alone: one rounding order for floats, 0-dim tensors and per-sample tensors. (``alpha=`` of
+`torch.add` would fuse the multiply-add and differ in the last bit.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "Leaves",
+    "OptionalLeaves",
+    "Structure",
+    "Time",
+    "add",
+    "align",
+    "axpy",
+    "combine",
+    "inner",
+    "nbytes",
+    "real_dtype",
+    "rms_norm",
+    "scale",
+    "widest_real_dtype",
+]
+
+Leaves: TypeAlias = tuple[Tensor, ...]
+"""A state, slope, cotangent or list of parameters: one tensor per leaf."""
+
+OptionalLeaves: TypeAlias = tuple[Tensor | None, ...]
+"""Like `Leaves`; None stands for a leaf that is structurally zero."""
+
+Time: TypeAlias = float | Tensor
+"""A time or a step: a float, a 0-dim tensor, or a tensor of shape [B] with one entry per sample."""
+
+
+class Structure:
+    """The shape of a pytree: takes it apart and puts it together again.
+
+    Arguments:
+        tree: The pytree whose structure is meant.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        leaves, self._spec = pytree.tree_flatten(tree)
+        self.n_leaves = len(leaves)
+
+    def flatten(self, tree: Any) -> list[Any] | None:
+        """The leaves of `tree`, or None if it has another structure than this one."""
+        leaves, spec = pytree.tree_flatten(tree)
+        return leaves if spec == self._spec else None
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """The pytree that holds `leaves`."""
+        return pytree.tree_unflatten(list(leaves), self._spec)
+
+    def leaf_names(self) -> list[str]:
+        """A name for each leaf, such as ``y0['q']``, for messages."""
+        tree = pytree.tree_unflatten(list(range(self.n_leaves)), self._spec)
+        pairs, _ = pytree.tree_flatten_with_path(tree)
+        return [pytree.keystr(path) for path, _ in pairs]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Structure) and self._spec == other._spec
+
+    def __hash__(self) -> int:
+        return hash(repr(self._spec))
+
+    def __repr__(self) -> str:
+        return repr(self.unflatten(["*"] * self.n_leaves)).replace("'*'", "*")
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real and imaginary parts of `dtype`."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def widest_real_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
+    """The widest real dtype among `leaves` (float32 for no leaves)."""
+    dtypes = [real_dtype(leaf.dtype) for leaf in leaves]
+    return max(dtypes, key=lambda d: torch.finfo(d).bits) if dtypes else torch.float32
+
+
+def align(c: Time, leaf: Tensor) -> Time:
+    """The coefficient `c` in a form that broadcasts against `leaf` without changing its dtype.
+
+    Floats pass; 0-dim tensors take the leaf's real dtype and device; tensors of shape [B] also gain
+    trailing axes, so that entry b multiplies ``leaf[b]``.
+    """
+    if not isinstance(c, Tensor):
+        return c
+    c = c.to(device=leaf.device, dtype=real_dtype(leaf.dtype))
+    return c.reshape(c.shape + (1,) * (leaf.ndim - 1)) if c.ndim else c
+
+
+def scale(c: Time, x: Leaves) -> Leaves:
+    """c · x, leaf by leaf."""
+    return tuple(leaf * align(c, leaf) for leaf in x)
+
+
+def add(x: OptionalLeaves | None, y: OptionalLeaves | None) -> OptionalLeaves | None:
+    """x + y, where None (for all leaves or for one) is zero."""
+    if x is None or y is None:
+        return y if x is None else x
+    return tuple(
+        b if a is None else a if b is None else a + b for a, b in zip(x, y, strict=True)
+    )
+
+
+def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves | None:
+    """h Σ_j w_j k_j over the non-zero weights, or None if there are none.
+
+    The product h·w_j is formed first, in double precision for floats and float64 tensors.
+    """
+    total: list[Tensor] | None = None
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight == 0.0:
+            continue
+        terms = scale(h * weight, slope)
+        total = list(terms) if total is None else [a + b for a, b in zip(total, terms, strict=True)]
+    return None if total is None else tuple(total)
+
+
+def axpy(y: Leaves, h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
+    """y + h Σ_j w_j k_j, summed from left to right, zero weights skipped.
+
+    Arguments:
+        y: The state, leaves of any shape.
+        h: The step.
+        weights: w, one number per slope; slopes beyond its length are ignored.
+        slopes: k, each with the shapes of `y`.
+    """
+    result = list(y)
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight != 0.0:
+            c = h * weight
+            result = [a + k * align(c, k) for a, k in zip(result, slope, strict=True)]
+    return tuple(result)
+
+
+def inner(x: Leaves, y: OptionalLeaves, like: Tensor) -> Tensor:
+    """Re⟨x, y⟩ over all leaves, with the shape and dtype of `like`.
+
+    For `like` of shape [B] the sum runs over everything but the first axis of each leaf; a 0-dim
+    `like` gives the sum over all. Missing leaves of `y` are zero.
+    """
+    total = torch.zeros_like(like)
+    for a, b in zip(x, y, strict=True):
+        if b is not None:
+            product = (a.conj() * b).real if a.is_complex() else a * b
+            dims = tuple(range(like.ndim, product.ndim))
+            summed = product.sum(dim=dims) if dims else product
+            total = total + summed.to(dtype=like.dtype, device=like.device)
+    return total
+
+
+def rms_norm(leaves: Leaves) -> Tensor:
+    """The root mean square over all elements of all leaves, a 0-dim tensor in at least float32.
+
+    Reference: Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, eq. II.4.11.
+    """
+    squares: list[Tensor] = []
+    count = 0
+    for leaf in leaves:
+        wide = leaf if torch.finfo(leaf.dtype).bits >= 32 else leaf.float()
+        squares.append(wide.abs().square().sum() if wide.is_complex() else wide.square().sum())
+        count += leaf.numel()
+    if count == 0:
+        return torch.zeros(())
+    first, *rest = squares
+    for square in rest:
+        first = first + square.to(first.device)
+    return (first / count).sqrt()
+
+
+def nbytes(leaves: Sequence[Tensor | None]) -> int:
+    """The bytes of data that `leaves` hold."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if leaf is not None)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The leaves of a pytree in order."""
+    return cast("list[Any]", pytree.tree_leaves(tree))
