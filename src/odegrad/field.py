@@ -102,18 +102,22 @@ class VectorField:
         captured = [item.name for item in self._captures.items]
         return captured + [f"args tensor {i}" for i in range(len(self.arguments))]
 
-    def own(self, p: Leaves) -> Leaves:
+    def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
         """The leaves to differentiate when p is given: f's own where it can read them, else copies.
 
         A leaf that f reads by itself serves as it is, so that nothing needs to be substituted. A
         tensor with a history is replaced by a detached copy: the history is for the caller's graph.
+
+        Arguments:
+            p: The tensors that f read in the forward sweep.
+            wanted: Which of them need a cotangent.
         """
         items = self._captures.items
         return tuple(
             x
-            if x.is_leaf and i < len(items) and items[i].current() is x
-            else x.detach().requires_grad_(x.requires_grad)
-            for i, x in enumerate(p)
+            if want and x.is_leaf and i < len(items) and items[i].current() is x
+            else x.detach().requires_grad_(want)
+            for i, (x, want) in enumerate(zip(p, wanted, strict=True))
         )
 
     def bound(self, p: Leaves, thunk: Callable[[], T]) -> T:

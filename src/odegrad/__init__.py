@@ -1,0 +1,78 @@
+"""odegrad: the exact gradient of neural-ODE solves in PyTorch.
+
+The gradient is the exact derivative of the numbers returned: of the map (y0, parameters, args, times) ↦
+ys computed by the accepted steps, each interior grid time held at its fixed fraction of its segment.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from odegrad import errors, schemes
+from odegrad.checkpoints import Every, StoreAll
+from odegrad.gradients import Backsolve, Discrete, Tape
+from odegrad.grid import Grid
+from odegrad.nn import NeuralODE
+from odegrad.schemes import (
+    RK4,
+    RK38,
+    RKF45,
+    SSPRK3,
+    AdaptiveHeun,
+    Bosh3,
+    CashKarp,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    Heun,
+    Kutta3,
+    Midpoint,
+    Ralston,
+    Tsit5,
+)
+from odegrad.solution import Solution, Status
+from odegrad.solve import solve
+from odegrad.stepsize import PID, Fixed, Steps
+from odegrad.sweeps import Stats, StepInfo
+
+try:
+    __version__ = version("odegrad")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "unknown"
+
+__all__ = [
+    "PID",
+    "RK4",
+    "RK38",
+    "RKF45",
+    "SSPRK3",
+    "AdaptiveHeun",
+    "Backsolve",
+    "Bosh3",
+    "CashKarp",
+    "Discrete",
+    "Dopri5",
+    "Dopri8",
+    "Euler",
+    "Every",
+    "Fehlberg2",
+    "Fixed",
+    "Grid",
+    "Heun",
+    "Kutta3",
+    "Midpoint",
+    "NeuralODE",
+    "RKF45",
+    "Ralston",
+    "SSPRK3",
+    "Solution",
+    "Stats",
+    "Status",
+    "StepInfo",
+    "Steps",
+    "StoreAll",
+    "Tape",
+    "Tsit5",
+    "errors",
+    "schemes",
+    "solve",
+]

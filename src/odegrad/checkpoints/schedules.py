@@ -1,0 +1,102 @@
+"""Schedules for any number of steps, known in advance or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from odegrad.checkpoints.actions import Action, Advance, Drop, Restore, Store, Transpose
+from odegrad.errors import InvalidValueError
+
+__all__ = ["Checkpoints", "Every", "StoreAll"]
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """A schedule. Law: every step is transposed once, from the last to the first, from stored states."""
+
+    def slots(self, n: int) -> int:
+        """How many states are stored when a forward sweep of `n` steps is through."""
+        ...
+
+    def forward(self) -> Iterator[Action]:
+        """What the forward sweep does; it starts at state 0 and ends with ``Advance(…, None)``."""
+        ...
+
+    def backward(self, n: int) -> Iterator[Action]:
+        """What the backward sweep does once the solve is known to have taken `n` steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoreAll:
+    """Keeps the state before every step: N states, no step taken twice.
+
+    A transposed step evaluates its own stages again; what is saved against backpropagation through
+    the solver is the autograd graph of every evaluation of f.
+    """
+
+    def slots(self, n: int) -> int:
+        """n."""
+        return n
+
+    def forward(self) -> Iterator[Action]:
+        """Advances to the end, storing every state."""
+        yield Advance(0, None, every=1)
+
+    def backward(self, n: int) -> Iterator[Action]:
+        """Transposes all steps."""
+        yield Transpose(0, n)
+
+
+@dataclass(frozen=True)
+class Every:
+    """Keeps the state before every k-th step: N/k + k states, fewer than N steps taken again.
+
+    Arguments:
+        k: The distance of stored states in steps; √N keeps the fewest states.
+
+    Raises:
+        InvalidValueError: If k < 1.
+
+    Example:
+        >>> import odegrad
+        >>> for action in odegrad.Every(2).backward(3):
+        ...     print(action)
+        Transpose(start=2, stop=3)
+        Drop(i=2)
+        Restore(i=0)
+        Advance(start=0, stop=1, every=None)
+        Store(i=1)
+        Transpose(start=0, stop=2)
+        Drop(i=1)
+        Drop(i=0)
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InvalidValueError(f"Every needs a distance of at least 1 step, received {self.k}")
+
+    def slots(self, n: int) -> int:
+        """⌈n / k⌉."""
+        return -(-n // self.k)
+
+    def forward(self) -> Iterator[Action]:
+        """Advances to the end, storing every k-th state."""
+        yield Advance(0, None, every=self.k)
+
+    def backward(self, n: int) -> Iterator[Action]:
+        """Transposes block by block, from the last; each block is advanced through once more."""
+        for start in reversed(range(0, n, self.k)):
+            stop = min(start + self.k, n)
+            if stop - start > 1:
+                yield Restore(start)
+                for i in range(start + 1, stop):
+                    yield Advance(i - 1, i)
+                    yield Store(i)
+            yield Transpose(start, stop)
+            for i in reversed(range(start, stop)):
+                yield Drop(i)

@@ -1,0 +1,8 @@
+"""How the gradient of a solve is obtained: one object per way, the same one-argument switch."""
+
+from odegrad.gradients.backsolve import Backsolve
+from odegrad.gradients.base import Gradient
+from odegrad.gradients.discrete import Discrete
+from odegrad.gradients.tape import Tape
+
+__all__ = ["Backsolve", "Discrete", "Gradient", "Tape"]

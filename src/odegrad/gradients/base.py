@@ -1,0 +1,36 @@
+"""What a gradient mode is: it receives the solve as a value and decides how to run it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from odegrad.state import Leaves
+from odegrad.sweeps import Run
+
+__all__ = ["Gradient", "landing_times"]
+
+
+class Gradient(ABC):
+    """A way to the gradient of a solve."""
+
+    @abstractmethod
+    def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
+        """Solves, such that autograd reaches y0, p and ts.
+
+        Arguments:
+            run: The solve.
+            y0: The initial state.
+            p: The tensors that f reads.
+            ts: The landing times as given, shape [T].
+
+        Returns:
+            One tensor of shape [T, *leaf.shape] per leaf.
+        """
+
+
+def landing_times(ts: Tensor) -> Tensor:
+    """Landing times as steps use them: float64 on the CPU, where a 0-dim tensor costs no transfer."""
+    return ts.to(device="cpu", dtype=torch.float64)

@@ -1,0 +1,194 @@
+"""The one place where odegrad meets autograd: a map with a transpose of its own, as a node.
+
+A `Rule` is a function of tensors together with its transpose. `apply` makes it a node of the autograd
+graph. The construction keeps to what composes with everything PyTorch does:
+
+* each sweep runs inside the `forward` of some `torch.autograd.Function`, where no transform is active
+  and tensors are plain;
+* `backward` calls nothing but another Function, one order higher, so that it can be differentiated in
+  turn: order 0 is the map, order 1 its transpose, order k + 1 the transpose of order k;
+* context is set up in `setup_context`; whatever the map kept for its transpose is returned as
+  non-differentiable outputs and saved by autograd, so that it is freed with the graph, checked for
+  changes in place, and seen by saved-tensor hooks.
+
+Orders 2 and higher differentiate `Rule.replay`, the map as an ordinary differentiable program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from odegrad.errors import GradientUnavailableError
+from odegrad.state import Leaves, OptionalLeaves
+
+__all__ = ["Rule", "apply"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A map of tensors and its transpose.
+
+    Attributes:
+        primal: inputs ↦ (outputs, kept).
+        transpose: (inputs, kept, cotangents of the outputs, which inputs need one) ↦ cotangents of
+            the inputs.
+        replay: inputs ↦ outputs on the autograd graph; None if orders above 1 do not exist.
+        name: What to call it in messages.
+    """
+
+    primal: Callable[[Leaves], tuple[Leaves, Leaves]]
+    transpose: Callable[[Leaves, Leaves, OptionalLeaves, Sequence[bool]], OptionalLeaves]
+    replay: Callable[[Leaves], Leaves] | None
+    name: str
+
+
+def apply(rule: Rule, inputs: Leaves) -> Leaves:
+    """The outputs of `rule` at `inputs`, differentiable through its transpose."""
+    call = _Call(rule, len(inputs))
+    return tuple(_Map.apply(call, *inputs)[: call.n_outputs])
+
+
+@dataclass
+class _Call:
+    """Sizes of one application of a rule."""
+
+    rule: Rule
+    n_inputs: int
+    n_outputs: int = 0
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """Which inputs and outputs take part in derivatives of order 2 and higher, and the rest."""
+
+    rule: Rule
+    inputs: tuple[Tensor | None, ...]  # None where a differentiated input goes
+    present: tuple[int, ...]
+
+    def map(self, order: int, v: Sequence[Tensor]) -> Leaves:
+        """The map of order k on the graph; its arguments are those of order k − 1 and a cotangent."""
+        assert self.rule.replay is not None
+        if order == 0:
+            given = iter(v)
+            outputs = self.rule.replay(tuple(next(given) if x is None else x for x in self.inputs))
+            return tuple(outputs[i] for i in self.present)
+        n = self.n_arguments(order - 1)
+        arguments, cotangents = v[:n], v[n:]
+        outputs = self.map(order - 1, arguments)
+        pairs = [(x, g) for x, g in zip(outputs, cotangents, strict=True) if x.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(x) for x in arguments)
+        grads = torch.autograd.grad(
+            [x for x, _ in pairs],
+            list(arguments),
+            [g for _, g in pairs],
+            create_graph=True,
+            materialize_grads=True,
+            allow_unused=True,
+        )
+        return tuple(grads)
+
+    def n_arguments(self, order: int) -> int:
+        """How many tensors the map of an order takes."""
+        active = sum(x is None for x in self.inputs)
+        sizes = [active, active + len(self.present)]
+        for _ in range(2, order + 1):
+            sizes.append(sizes[-1] + sizes[-2])
+        return sizes[order]
+
+
+class _Map(Function):
+    """Order 0: inputs ↦ (outputs, kept)."""
+
+    @staticmethod
+    def forward(call: _Call, *inputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        outputs, kept = call.rule.primal(inputs)
+        call.n_outputs = len(outputs)
+        return (*outputs, *kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call = inputs[0]
+        kept = output[ctx.call.n_outputs :]
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*inputs[1:], *kept)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        call: _Call = ctx.call
+        needs = tuple(ctx.needs_input_grad[1:])
+        return (
+            None,
+            *_Transpose.apply(call, needs, *ctx.saved_tensors, *grads[: call.n_outputs]),
+        )
+
+
+class _Transpose(Function):
+    """Order 1: (inputs, kept, cotangents of outputs) ↦ cotangents of inputs."""
+
+    @staticmethod
+    def forward(call: _Call, needs: tuple[bool, ...], *tensors: Tensor | None) -> OptionalLeaves:  # pyright: ignore[reportIncompatibleMethodOverride]
+        n, m = call.n_inputs, len(tensors) - call.n_outputs
+        inputs: Any = tensors[:n]
+        kept: Any = tensors[n:m]
+        return call.rule.transpose(inputs, kept, tensors[m:], needs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: OptionalLeaves) -> None:
+        del output
+        call, needs, *tensors = inputs
+        ctx.call, ctx.needs, ctx.n_kept = call, needs, len(tensors) - call.n_inputs - call.n_outputs
+        grads = tensors[len(tensors) - call.n_outputs :]
+        ctx.save_for_backward(*tensors[: call.n_inputs], *grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        call: _Call = ctx.call
+        if call.rule.replay is None:
+            raise GradientUnavailableError(
+                f"{call.rule.name} has no second derivative: its gradient is not the derivative of "
+                "the computed numbers. Use gradient=Discrete() or Tape()"
+            )
+        n = call.n_inputs
+        inputs, cotangents = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        active = [i for i, need in enumerate(ctx.needs) if need]
+        present = [i for i, g in enumerate(cotangents) if g is not None]
+        nested = _Nested(
+            call.rule,
+            tuple(None if need else x for x, need in zip(inputs, ctx.needs, strict=True)),
+            tuple(present),
+        )
+        v = [*(inputs[i] for i in active), *(cotangents[i] for i in present)]
+        found = _Higher.apply(nested, 2, *v, *(grads[i] for i in active))
+        result: list[Tensor | None] = [None] * (n + ctx.n_kept + call.n_outputs)
+        places = [*active, *(n + ctx.n_kept + i for i in present)]
+        for place, grad in zip(places, found, strict=True):
+            result[place] = grad
+        return (None, None, *result)
+
+
+class _Higher(Function):
+    """Order k ≥ 2, on the graph of `Rule.replay`."""
+
+    @staticmethod
+    def forward(nested: _Nested, order: int, *v: Tensor) -> Leaves:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.enable_grad():
+            leaves = tuple(x.detach().requires_grad_() for x in v)
+            return tuple(x.detach() for x in nested.map(order, leaves))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Leaves) -> None:
+        del output
+        ctx.nested, ctx.order = inputs[0], inputs[1]
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (None, None, *_Higher.apply(ctx.nested, ctx.order + 1, *ctx.saved_tensors, *grads))

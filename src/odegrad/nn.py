@@ -1,0 +1,79 @@
+"""A module around `odegrad.solve`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from odegrad.gradients import Discrete, Gradient
+from odegrad.schemes import Tsit5
+from odegrad.schemes.base import Scheme
+from odegrad.solve import solve
+from odegrad.stepsize import PID, StepSize
+
+__all__ = ["NeuralODE"]
+
+
+class NeuralODE(nn.Module):
+    """y' = net(t, y), as a module; only the parameters of `net` are in its state_dict.
+
+    Arguments:
+        net: A module whose forward takes (t, y, *args), or y alone.
+        scheme: As for `odegrad.solve`.
+        stepsize: As for `odegrad.solve`.
+        gradient: As for `odegrad.solve`.
+
+    Example:
+        >>> import torch, odegrad
+        >>> model = odegrad.NeuralODE(torch.nn.Linear(2, 2), stepsize=odegrad.Steps(4))
+        >>> model(torch.ones(3, 2), [0.0, 0.5, 1.0]).shape
+        torch.Size([3, 3, 2])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        scheme: Scheme = Tsit5(),
+        stepsize: StepSize = PID(),
+        gradient: Gradient = Discrete(),
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.scheme = scheme
+        self.stepsize = stepsize
+        self.gradient = gradient
+        self._autonomous = _takes_one(net)
+
+    def forward(self, y0: Any, ts: Tensor | Sequence[float], args: tuple[Any, ...] = ()) -> Any:
+        """The states at `ts`, leaves of shape [len(ts), *leaf.shape]; y0 is the state at ts[0]."""
+        field = self._state_only if self._autonomous else self.net
+        return solve(
+            field,
+            y0,
+            ts,
+            args,
+            scheme=self.scheme,
+            stepsize=self.stepsize,
+            gradient=self.gradient,
+        ).ys
+
+    def extra_repr(self) -> str:
+        """The choices, for repr."""
+        return f"scheme={self.scheme}, stepsize={self.stepsize}, gradient={self.gradient}"
+
+    def _state_only(self, t: Tensor, y: Any) -> Any:
+        del t
+        return self.net(y)
+
+
+def _takes_one(net: nn.Module) -> bool:
+    """Whether the module's forward takes the state alone."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(net.forward).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return False
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) == 1

@@ -1,0 +1,169 @@
+"""What a sweep is given: one solve, its statistics, and who watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from odegrad.errors import MissingDependencyError
+from odegrad.field import VectorField
+from odegrad.grid import Grid
+from odegrad.replay import Snapshot
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves
+from odegrad.stepsize import StepSize
+
+__all__ = ["Monitor", "Run", "Stats", "StepInfo"]
+
+
+@dataclass
+class Stats:
+    """What a solve did. The backward sweep adds its share when it runs.
+
+    Attributes:
+        accepted: Steps accepted by the forward sweep.
+        rejected: Steps attempted and rejected.
+        f_evaluations: Evaluations of the vector field, both sweeps together.
+        vjps: Vector–Jacobian products of the vector field.
+        recomputed: Steps taken again by the backward sweep to get back states that were not kept.
+        kept_bytes: The most bytes of states and carries that were kept at any moment.
+    """
+
+    accepted: int = 0
+    rejected: int = 0
+    f_evaluations: int = 0
+    vjps: int = 0
+    recomputed: int = 0
+    kept_bytes: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """The numbers by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback is told after each step.
+
+    Attributes:
+        phase: ``"forward"`` or ``"backward"``.
+        n: The number of the step, from 0.
+        t: The time at its start.
+        dt: Its signed length.
+        y: The state after the step (forward) or before it (backward), shaped as the user's; it must
+            not be changed.
+        stats: The statistics so far.
+    """
+
+    phase: Literal["forward", "backward"]
+    n: int
+    t: float
+    dt: float
+    y: Any
+    stats: Stats
+
+
+class Monitor:
+    """Tells a callback and a progress bar about each step.
+
+    Arguments:
+        times: The landing times.
+        unflatten: Turns state leaves into the user's state.
+        callback: Called with a `StepInfo`, or None.
+        progress: Whether to show a bar for each sweep (needs tqdm).
+
+    Raises:
+        MissingDependencyError: If a bar is asked for and tqdm is not installed.
+    """
+
+    def __init__(
+        self,
+        times: tuple[float, ...],
+        unflatten: Callable[[Leaves], Any],
+        callback: Callable[[StepInfo], object] | None,
+        progress: bool,
+    ) -> None:
+        self._times, self._unflatten = times, unflatten
+        self._callback, self._progress = callback, progress
+        self._bar: Any = None
+        if progress:
+            try:
+                import tqdm  # noqa: F401
+            except ImportError as error:
+                raise MissingDependencyError(
+                    "progress=True needs the package tqdm; pip install 'odegrad[cli]' or pip "
+                    "install tqdm"
+                ) from error
+
+    def start(self, phase: str) -> None:
+        """Opens the bar of a sweep; its length is the time from the first landing to the last."""
+        if self._progress:
+            import tqdm
+
+            total = abs(self._times[-1] - self._times[0])
+            layout = "{l_bar}{bar}| t {n:.4g}/{total:.4g} [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm.tqdm(desc=phase, total=total, bar_format=layout, mininterval=0.1)
+
+    def step(
+        self,
+        phase: Literal["forward", "backward"],
+        n: int,
+        t: float,
+        dt: float,
+        y: Leaves,
+        stats: Stats,
+    ) -> None:
+        """Reports one step."""
+        if self._bar is not None:
+            self._bar.update(abs(dt))
+            self._bar.set_postfix(steps=n + 1, refresh=False)
+        if self._callback is not None:
+            state = self._unflatten(tuple(leaf.detach() for leaf in y))
+            self._callback(StepInfo(phase, n, t, dt, state, stats))
+
+    def stop(self) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@dataclass
+class Run:
+    """One solve: what to do, and what became of it.
+
+    Attributes:
+        field: The vector field.
+        scheme: The scheme.
+        stepsize: The step sizes.
+        times: The landing times.
+        eps: The machine epsilon of the dtype in which the times were given.
+        max_steps: The most attempted steps, or None for no limit.
+        monitor: Who watches, or None.
+        stats: Filled in by the sweeps.
+        grid: The accepted grid, once the forward sweep is through.
+        initial: Generators and buffers at the start, for functions that use them.
+    """
+
+    field: VectorField
+    scheme: Scheme
+    stepsize: StepSize
+    times: tuple[float, ...]
+    eps: float
+    max_steps: int | None = None
+    monitor: Monitor | None = None
+    stats: Stats = field(default_factory=Stats)
+    grid: Grid | None = None
+    initial: Snapshot | None = None
+
+    @property
+    def accepted_grid(self) -> Grid:
+        """The grid of a forward sweep that is through."""
+        assert self.grid is not None
+        return self.grid
+
+    def count(self) -> None:
+        """Brings the counters of f up to date."""
+        self.stats.f_evaluations = self.field.evaluations
+        self.stats.vjps = self.field.transposes
