@@ -15,8 +15,8 @@ from odegrad.schemes.heun import Heun
 from odegrad.schemes.kutta3 import Kutta3
 from odegrad.schemes.midpoint import Midpoint
 from odegrad.schemes.ralston import Ralston
-from odegrad.schemes.rk38 import RK38
 from odegrad.schemes.rk4 import RK4
+from odegrad.schemes.rk38 import RK38
 from odegrad.schemes.rkf45 import RKF45
 from odegrad.schemes.ssprk3 import SSPRK3
 from odegrad.schemes.tableau import Tableau

@@ -1,7 +1,7 @@
 """The Heun–Euler pair 2(1): Heun's scheme with Euler's as the one to compare with.
 
-Advances the solution of order 2. It is ``method="adaptive_heun"`` of torchdiffeq. Not to be confused
-with `odegrad.Heun`, the same scheme without an error estimate.
+Advances the solution of order 2. It is ``method="adaptive_heun"`` of torchdiffeq. Not to be
+confused with `odegrad.Heun`, the same scheme without an error estimate.
 
 Reference: Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, II.4.
 """

@@ -3,9 +3,9 @@
     (y_{n+1}, c_{n+1}) = Φ(t_n, h_n, y_n, c_n, p)
 
 The *carry* c is what one step hands to the next beside the state: nothing for a plain Runge–Kutta
-scheme, the last slope for one with the first-same-as-last property. It is part of a checkpoint and it
-is differentiated like the state. The law that every scheme is tested against, for all directions v and
-cotangents w, over state, carry, dense coefficients, t, h and p:
+scheme, the last slope for one with the first-same-as-last property. It is part of a checkpoint and
+it is differentiated like the state. The law that every scheme is tested against, for all directions
+v and cotangents w, over state, carry, dense coefficients, t, h and p:
 
     ⟨w, DΦ·v⟩ = ⟨step_vjp(w), v⟩.
 
@@ -188,7 +188,9 @@ def _pull(
 ) -> _Pulled:
     """One reverse pass from `outputs` to times, y and those of p that require grad."""
     pairs = [
-        (x, g) for x, g in zip(outputs, cotangents, strict=True) if g is not None and x.requires_grad
+        (x, g)
+        for x, g in zip(outputs, cotangents, strict=True)
+        if g is not None and x.requires_grad
     ]
     tensors = [t for t in times if isinstance(t, Tensor)]
     wanted = [x for x in p if x.requires_grad]

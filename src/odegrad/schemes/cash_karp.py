@@ -3,8 +3,8 @@
 Advances the solution of order 5. The embedded solutions of orders 1 to 3 of the same paper are not
 used. Not to be confused with `odegrad.RKF45`, which has the same number of stages.
 
-Reference: J. R. Cash, A. H. Karp, *A variable order Runge–Kutta method for initial value problems with
-rapidly varying right-hand sides*, ACM Trans. Math. Softw. 16 (1990).
+Reference: J. R. Cash, A. H. Karp, *A variable order Runge–Kutta method for initial value problems
+with rapidly varying right-hand sides*, ACM Trans. Math. Softw. 16 (1990).
 """
 
 from __future__ import annotations

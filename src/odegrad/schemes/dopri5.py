@@ -3,8 +3,8 @@
 Advances the solution of order 5; the last stage is the next step's first. Not to be confused with
 `odegrad.RKF45`, nor with the other pairs of the same paper.
 
-Reference: J. R. Dormand, P. J. Prince, *A family of embedded Runge–Kutta formulae*, J. Comput. Appl.
-Math. 6 (1980).
+Reference: J. R. Dormand, P. J. Prince, *A family of embedded Runge–Kutta formulae*, J. Comput.
+Appl. Math. 6 (1980).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Dopri5"]
 
 @dataclass(frozen=True)
 class Dopri5(ExplicitRungeKutta):
-    """Dormand and Prince's pair: order 5 with an error estimate from order 4, seven stages, FSAL."""
+    """Dormand and Prince's pair: order 5 with an estimate from order 4, seven stages, FSAL."""
 
     tableau = Tableau(
         a=(

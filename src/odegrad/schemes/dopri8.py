@@ -1,11 +1,12 @@
 """The pair 8(7)13M of Prince and Dormand, also called RK8(7)13M, DOPRI78 or DP87.
 
 Advances the solution of order 8. The coefficients are rational approximations that the authors
-published to 18 digits. Not to be confused with DOP853 of Hairer, Nørsett and Wanner (SciPy's DOP853),
-which has twelve stages and other coefficients; ``method="dopri8"`` of torchdiffeq is this scheme.
+published to 18 digits. Not to be confused with DOP853 of Hairer, Nørsett and Wanner (SciPy's
+DOP853), which has twelve stages and other coefficients; ``method="dopri8"`` of torchdiffeq is this
+scheme.
 
-Reference: P. J. Prince, J. R. Dormand, *High order embedded Runge–Kutta formulae*, J. Comput. Appl.
-Math. 7 (1981).
+Reference: P. J. Prince, J. R. Dormand, *High order embedded Runge–Kutta formulae*, J. Comput.
+Appl. Math. 7 (1981).
 """
 
 from __future__ import annotations

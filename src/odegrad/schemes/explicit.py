@@ -95,7 +95,7 @@ class ExplicitRungeKutta(Scheme):
         )
 
     def _error(self, dt: Time, slopes: Sequence[Leaves]) -> Leaves | None:
-        """h Σ (b_i − b̂_i) k_i, off the graph: the step-size control carries no derivative."""
+        """The estimate h Σ (b_i − b̂_i) k_i, off the graph: step-size control has no derivative."""
         if self.tableau.b_error is None:
             return None
         with torch.no_grad():
@@ -120,7 +120,9 @@ class ExplicitRungeKutta(Scheme):
         outside: list[OptionalLeaves | None] = list(grad_dense or [None] * tab.stages)
         if tab.fsal:
             outside[-1] = add(outside[-1], grad_carry)
-        last = tab.stages if outside[-1] is not None or not tab.fsal else tab.stages - 1
+        last = tab.stages
+        while outside[last - 1] is None and tab.b[last - 1] == 0.0:
+            last -= 1  # nothing behind it is reached: the last slope of FSAL, or one for the error
         stages = self._linearized(field, t, dt, y, carry, p, kept, last)
         timed = isinstance(dt, Tensor)
 
@@ -181,10 +183,8 @@ class ExplicitRungeKutta(Scheme):
 
 
 def _accumulate(total: list[Tensor | None], more: OptionalLeaves) -> list[Tensor | None]:
-    """total + more, out of place: a cotangent may be a view of something still needed."""
-    return [
-        a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)
-    ]
+    """The sum of both, out of place: a cotangent may be a view of something still needed."""
+    return [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
 
 
 def _filled(grad: OptionalLeaves | None, like: Leaves) -> Leaves | None:

@@ -1,7 +1,7 @@
 """Fehlberg's pair RKF1(2), also called RKF12.
 
-Advances the solution of order 2, as ``method="fehlberg2"`` of torchdiffeq does; Fehlberg advanced the
-one of order 1, which would make the last stage the next step's first. Not to be confused with
+Advances the solution of order 2, as ``method="fehlberg2"`` of torchdiffeq does; Fehlberg advanced
+the one of order 1, which would make the last stage the next step's first. Not to be confused with
 `odegrad.RKF45`.
 
 Reference: E. Fehlberg, *Low-order classical Runge–Kutta formulas with stepsize control and their

@@ -1,4 +1,4 @@
-"""Heun's second-order scheme, also called the explicit trapezoidal rule or improved Euler; SSPRK(2,2).
+"""Heun's second-order scheme, also the explicit trapezoidal rule, improved Euler or SSPRK(2,2).
 
 Not to be confused with Heun's third-order scheme, nor with Ralston's scheme, which some books call
 Heun's. With an error estimate it is `odegrad.AdaptiveHeun`.

@@ -1,10 +1,10 @@
 """Kutta's third-order scheme, the one whose weights are those of Simpson's rule; often just RK3.
 
-Not to be confused with Heun's third-order scheme, with Ralston's, with `odegrad.SSPRK3`, or with the
-third-order scheme of Bogacki and Shampine (`odegrad.Bosh3`).
+Not to be confused with Heun's third-order scheme, with Ralston's, with `odegrad.SSPRK3`, or with
+the third-order scheme of Bogacki and Shampine (`odegrad.Bosh3`).
 
-Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*,
-Z. Math. Phys. 46 (1901).
+Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*, Z.
+Math. Phys. 46 (1901).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Not to be confused with the implicit midpoint rule, nor with the two-step (leapfrog) midpoint rule.
 
-Reference: C. Runge, *Ueber die numerische Auflösung von Differentialgleichungen*, Math. Ann. 46 (1895).
+Reference: C. Runge, *Ueber die numerische Auflösung von Differentialgleichungen*, Math. Ann. 46
+(1895).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ralston's second-order scheme: of all two-stage schemes, the one with the least error bound.
 
-Not to be confused with Ralston's third- and fourth-order schemes of the same paper. Some books call it
-Heun's scheme.
+Not to be confused with Ralston's third- and fourth-order schemes of the same paper. Some books
+call it Heun's scheme.
 
 Reference: A. Ralston, *Runge–Kutta methods with minimum error bounds*, Math. Comp. 16 (1962).
 """

@@ -3,8 +3,8 @@
 It is what ``method="rk4"`` of torchdiffeq runs. Not to be confused with `odegrad.RK4`, nor with
 schemes of order 8.
 
-Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*,
-Z. Math. Phys. 46 (1901).
+Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*, Z.
+Math. Phys. 46 (1901).
 """
 
 from __future__ import annotations

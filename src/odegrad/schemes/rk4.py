@@ -1,10 +1,10 @@
 """The classical Runge–Kutta scheme, also called "the" Runge–Kutta method.
 
-Not to be confused with the 3/8 rule (`odegrad.RK38`), which is what ``method="rk4"`` of torchdiffeq
-runs, nor with the embedded pairs `odegrad.RKF45` and `odegrad.Dopri5`.
+Not to be confused with the 3/8 rule (`odegrad.RK38`), which is what ``method="rk4"`` of
+torchdiffeq runs, nor with the embedded pairs `odegrad.RKF45` and `odegrad.Dopri5`.
 
-Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*,
-Z. Math. Phys. 46 (1901).
+Reference: W. Kutta, *Beitrag zur näherungsweisen Integration totaler Differentialgleichungen*, Z.
+Math. Phys. 46 (1901).
 """
 
 from __future__ import annotations

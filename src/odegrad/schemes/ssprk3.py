@@ -1,8 +1,8 @@
-"""The third-order strong-stability-preserving scheme of Shu and Osher, also called SSPRK(3,3) or TVD-RK3.
+"""The strong-stability-preserving scheme of Shu and Osher, also SSPRK(3,3) or TVD-RK3.
 
-A convex combination of Euler steps: what one Euler step of size h does not increase (a total variation,
-a maximum), a step of size h of this scheme does not increase either. Not to be confused with
-`odegrad.Kutta3`, nor with SSP schemes of order 3 with four or more stages.
+A convex combination of Euler steps: what one Euler step of size h does not increase (a total
+variation, a maximum), a step of size h of this scheme does not increase either. Not to be confused
+with `odegrad.Kutta3`, nor with SSP schemes of order 3 with four or more stages.
 
 Reference: C.-W. Shu, S. Osher, *Efficient implementation of essentially non-oscillatory
 shock-capturing schemes*, J. Comput. Phys. 77 (1988).

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import TypeAlias
 
 from odegrad.errors import InvalidValueError
@@ -88,7 +88,7 @@ class Tableau:
 
     @cached_property
     def b_error(self) -> tuple[float, ...] | None:
-        """b − b_embedded: the weights of the error estimate."""
+        """The weights b − b_embedded of the error estimate."""
         if self.b_embedded is None:
             return None
         return tuple(x - y for x, y in zip(self.b, self.b_embedded, strict=True))
@@ -128,7 +128,7 @@ class Tableau:
         return known[tree]
 
 
-@lru_cache(maxsize=None)
+@cache
 def trees(n: int) -> tuple[Tree, ...]:
     """All rooted trees with n vertices.
 
@@ -153,13 +153,13 @@ def _forests(total: int, size: int, index: int) -> Iterator[Tree]:
                 yield (options[i], *rest)
 
 
-@lru_cache(maxsize=None)
+@cache
 def vertices(tree: Tree) -> int:
     """The number of vertices of a tree."""
     return 1 + sum(vertices(branch) for branch in tree)
 
 
-@lru_cache(maxsize=None)
+@cache
 def density(tree: Tree) -> int:
     """γ(tree)."""
     return vertices(tree) * math.prod(density(branch) for branch in tree)

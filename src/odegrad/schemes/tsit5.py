@@ -1,12 +1,12 @@
 """The pair 5(4) of Tsitouras, also called Tsitouras 5 or RK54.
 
-Advances the solution of order 5; the last stage is the next step's first. The coefficients solve the
-order conditions with only the first column simplifying assumption and have no short rational form: they
-are given to 16 digits. The paper's table prints b − b̂ in the place of b̂; here are the weights b̂
-themselves.
+Advances the solution of order 5; the last stage is the next step's first. The coefficients solve
+the order conditions with only the first column simplifying assumption and have no short rational
+form: they are given to 16 digits. The paper's table prints b − b̂ in the place of b̂; here are the
+weights b̂ themselves.
 
-Reference: Ch. Tsitouras, *Runge–Kutta pairs of order 5(4) satisfying only the first column simplifying
-assumption*, Comput. Math. Appl. 62 (2011).
+Reference: Ch. Tsitouras, *Runge–Kutta pairs of order 5(4) satisfying only the first column
+simplifying assumption*, Comput. Math. Appl. 62 (2011).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Tsit5"]
 
 @dataclass(frozen=True)
 class Tsit5(ExplicitRungeKutta):
-    """Tsitouras' pair: order 5 with an error estimate from order 4, seven stages, FSAL."""
+    """Tsitouras' pair: order 5 with an estimate from order 4, seven stages, FSAL."""
 
     tableau = Tableau(
         a=(
