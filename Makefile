@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## fit the hare and lynx data twice, into demo/
+	@mkdir -p demo
 	rm -rf demo/mlp demo/lotka-volterra
 	$(BIN)/odegrad fit $(DATA) --time year --state hare,lynx --out demo/mlp
 	$(BIN)/odegrad fit $(DATA) --time year --state hare,lynx --model lotka-volterra --holdout 0 \
