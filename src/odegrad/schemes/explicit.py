@@ -61,6 +61,13 @@ class ExplicitRungeKutta(Scheme):
         """The first slope f(t, y), if the scheme has the first-same-as-last property."""
         return field(t, y, p) if self.tableau.fsal else ()
 
+    def init_vjp(
+        self, field: VectorField, t: Time, y: Leaves, p: Leaves, grad_carry: Leaves
+    ) -> StepGrad:
+        """The transpose of the first slope: one vector–Jacobian product."""
+        tau, grad_y, grad_p = field.vjp(t, y, p, grad_carry)
+        return StepGrad(tau, None, grad_y, None, grad_p)
+
     def step(
         self,
         field: VectorField,
