@@ -1,0 +1,410 @@
+"""The laws of every scheme: the step is Runge–Kutta's, and its transpose is exact."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from oracles import randn_like, real_inner, rk_step
+from problems import BATCH, PROBLEMS, forced, mlp
+from torch.utils import _pytree as pytree
+
+from odegrad.schemes import SCHEMES, Dopri5, ExplicitRungeKutta, Keep, Scheme, Tableau
+from odegrad.schemes.tableau import trees
+
+F64 = torch.float64
+KINDS = ("float", "scalar", "per-sample")
+schemes = pytest.mark.parametrize("scheme", [cls() for cls in SCHEMES], ids=repr)
+problems = pytest.mark.parametrize("make", PROBLEMS, ids=lambda make: make.__name__)
+
+
+def times(kind):
+    t, dt = 0.3, 0.17
+    if kind == "float":
+        return t, dt
+    if kind == "scalar":
+        return torch.tensor(t, dtype=F64), torch.tensor(dt, dtype=F64)
+    steps = torch.linspace(0.5, 1.5, BATCH, dtype=F64)
+    return t * steps, dt * steps.flip(0)
+
+
+class Setup:
+    """One scheme, one problem, one kind of time, and a carry that is not f(t, y)."""
+
+    def __init__(self, scheme, make, kind, seed=0):
+        self.scheme, self.problem = scheme, make()
+        self.t, self.dt = times(kind)
+        self.field = self.problem.field()
+        y = self.problem.leaves
+        self.p = self.field.discover(0.3, y)
+        self.y = (*y, *self.field.cost_leaves(0.3, y, self.p))
+        # A random carry: the derivative must not lean on its being f(t, y).
+        self.carry = tuple(randn_like(self.y, seed + 1)) if scheme.tableau.fsal else ()
+        stages = scheme.tableau.stages
+        self.grad_y = tuple(randn_like(self.y, seed + 2))
+        self.grad_carry = tuple(randn_like(self.carry, seed + 3)) if self.carry else None
+        self.grad_dense = [tuple(randn_like(self.y, seed + 10 + i)) for i in range(stages)]
+        self.field.evaluations = self.field.transposes = 0
+
+    def step(self, keep=Keep.NOTHING):
+        with torch.no_grad():
+            return self.scheme.step(
+                self.field, self.t, self.dt, self.y, self.carry, self.p, keep
+            )
+
+    def vjp(self, kept=None, *, default=False, carry=True, dense=True):
+        rule = Scheme.step_vjp if default else type(self.scheme).step_vjp
+        return rule(
+            self.scheme, self.field, self.t, self.dt, self.y, self.carry, self.p, kept,
+            self.grad_y, self.grad_carry if carry else None, self.grad_dense if dense else None,
+        )  # fmt: skip
+
+    def oracle(self, t, dt, y, carry, p):
+        """(y⁺, carry⁺, slopes), flat, as a function of everything that a step reads."""
+        tab, known = self.scheme.tableau, dict(zip(map(id, self.p), p, strict=True))
+        theta = [known[id(x)] for x in self.problem.theta]
+        args = tuple(known[id(x)] for x in self.problem.args)
+
+        def f(time, leaves):
+            return self.problem.flat(time, leaves, theta, args)
+
+        new, slopes = rk_step((tab.a, tab.b, tab.c), f, t, dt, list(y), carry or None)
+        end = slopes[-1] if tab.fsal else []
+        return (*new, *end, *(x for slope in slopes for x in slope))
+
+
+def close(x, y, tolerance=1e-13):
+    """Whether two pytrees of tensors, None or floats agree, relative to the larger one's size."""
+    xs, ys = pytree.tree_leaves(x), pytree.tree_leaves(y)
+    assert len(xs) == len(ys)
+    for a, b in zip(xs, ys, strict=True):
+        a = torch.zeros(()) if a is None else torch.as_tensor(a).detach()
+        b = torch.zeros(()) if b is None else torch.as_tensor(b).detach()
+        bound = tolerance * max(1.0, float(a.abs().max()), float(b.abs().max()))
+        assert float((a - b).abs().max()) <= bound, (a, b)
+
+
+def zeros(grads, like):
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, like, strict=True)]
+
+
+# The step.
+
+
+@schemes
+@problems
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_is_runge_kutta(scheme, make, kind):
+    setup = Setup(scheme, make, kind)
+    step = setup.step()
+    t, dt = torch.as_tensor(setup.t, dtype=F64), torch.as_tensor(setup.dt, dtype=F64)
+    with torch.no_grad():
+        expected = setup.oracle(t, dt, setup.y, setup.carry, setup.p)
+    got = (*step.y, *step.carry, *(x for slope in step.dense for x in slope))
+    close(got, list(expected), 2e-14)
+    assert step.ok is None
+    tab = scheme.tableau
+    if tab.b_embedded is None:
+        assert step.error is None
+    else:
+        embedded, _ = rk_step(
+            (tab.a, tab.b_embedded, tab.c),
+            lambda time, y: setup.problem.flat(
+                time, y, setup.problem.theta, setup.problem.args
+            ),
+            t, dt, list(setup.y), setup.carry or None,
+        )  # fmt: skip
+        close(step.error, [a - b for a, b in zip(step.y, embedded, strict=True)])
+    if setup.problem.raw_running is None:
+        assert setup.field.evaluations == tab.stages - tab.fsal
+
+
+@schemes
+@problems
+def test_float_and_tensor_times_agree_to_the_last_bit(scheme, make):
+    a, b = Setup(scheme, make, "float"), Setup(scheme, make, "scalar")
+    for keep in Keep:
+        x, y = a.step(keep), b.step(keep)
+        for left, right in ((x.y, y.y), (x.carry, y.carry), (x.dense, y.dense)):
+            for u, v in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+                assert torch.equal(u, v)
+                assert u.dtype == v.dtype
+                assert u.shape == v.shape
+
+
+@schemes
+@problems
+def test_keeping_changes_no_bit(scheme, make):
+    setup = Setup(scheme, make, "float")
+    plain = setup.step()
+    for keep in (Keep.STAGES, Keep.GRAPH):
+        kept = setup.step(keep)
+        for u, v in zip(
+            pytree.tree_leaves((plain.y, plain.carry, plain.dense, plain.error)),
+            pytree.tree_leaves((kept.y, kept.carry, kept.dense, kept.error)),
+            strict=True,
+        ):
+            assert u is v is None or torch.equal(u, v)
+        assert len(kept.kept) == scheme.tableau.stages - scheme.tableau.fsal
+    assert plain.kept is None
+
+
+# The transpose.
+
+
+@schemes
+@problems
+@pytest.mark.parametrize("kind", ("scalar", "per-sample"))
+def test_transpose_law(scheme, make, kind):
+    """⟨w, DΦ v⟩ = ⟨step_vjp(w), v⟩ for random v and w over all inputs and outputs."""
+    setup = Setup(scheme, make, kind)
+    grads = setup.vjp()
+    n, m = len(setup.y), len(setup.carry)
+    inputs = (setup.t, setup.dt, *setup.y, *setup.carry, *setup.p)
+    grad = [grads.t, grads.dt, *grads.y, *(grads.carry or ()), *grads.p]
+    outputs = [*setup.grad_y, *(setup.grad_carry or ()), *pytree.tree_leaves(setup.grad_dense)]
+
+    def phi(t, dt, *rest):
+        return setup.oracle(t, dt, rest[:n], rest[n : n + m], rest[n + m :])
+
+    detached = tuple(x.detach() for x in inputs)
+    for seed in (1, 2):
+        v = tuple(randn_like(inputs, seed))
+        _, dv = torch.func.jvp(phi, detached, v)
+        left, right = real_inner(outputs, dv), real_inner(grad, v)
+        scale = max(1.0, *(float(g.norm() * x.norm()) for g, x in zip(zeros(grad, v), v, strict=True)))
+        assert abs(left - right) <= 2e-13 * scale
+    # Each input on its own, so that no error cancels another's.
+    for i in range(len(inputs)):
+        v = tuple(randn_like([x], i)[0] if j == i else torch.zeros_like(x) for j, x in enumerate(inputs))
+        _, dv = torch.func.jvp(phi, detached, v)
+        left, right = real_inner(outputs, dv), real_inner([grad[i]], [v[i]])
+        assert abs(left - right) <= 2e-13 * max(1.0, abs(left), float(v[i].norm()) * 10)
+
+
+@schemes
+@problems
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.value)
+def test_transpose_equals_the_default_one(scheme, make, kind, keep):
+    setup = Setup(scheme, make, kind)
+    for carry, dense in ((True, True), (True, False), (False, True), (False, False)):
+        kept = setup.step(keep).kept
+        hand = setup.vjp(kept, carry=carry, dense=dense)
+        default = setup.vjp(default=True, carry=carry, dense=dense)
+        for a, b in ((hand.t, default.t), (hand.dt, default.dt), (hand.y, default.y)):
+            close(a, b)
+        assert (hand.t is None) == (kind == "float")
+        assert (hand.dt is None) == (kind == "float")
+        if setup.carry:
+            close(hand.carry or zeros([None], [torch.zeros(())]), default.carry)
+        else:
+            assert hand.carry is None
+            assert default.carry is None
+        close(zeros(hand.p, setup.p), zeros(default.p, setup.p))
+
+
+@schemes
+def test_missing_cotangents_are_zeros(scheme):
+    """A structurally zero cotangent of the dense output, whole or leaf by leaf, is a zero one."""
+    a, b = Setup(scheme, PROBLEMS[2], "scalar"), Setup(scheme, PROBLEMS[2], "scalar")
+    stages = scheme.tableau.stages
+    a.grad_dense = [
+        None if i % 2 else (None, *a.grad_dense[i][1:]) for i in range(stages)
+    ]
+    b.grad_dense = [
+        tuple(map(torch.zeros_like, g)) if i % 2 else (torch.zeros_like(g[0]), *g[1:])
+        for i, g in enumerate(b.grad_dense)
+    ]
+    x, y = a.vjp(), b.vjp()
+    close((x.t, x.dt, x.y), (y.t, y.dt, y.y))
+    close(zeros(x.p, a.p), zeros(y.p, b.p))
+    close(zeros(x.carry or (), a.carry), zeros(y.carry or (), b.carry))
+
+
+@schemes
+@problems
+def test_per_sample_times_are_samples_one_by_one(scheme, make):
+    setup = Setup(scheme, make, "per-sample")
+    whole, grads = setup.step(), setup.vjp()
+    grad_p = [torch.zeros_like(x) for x in setup.p]
+    for b in range(BATCH):
+        one = Setup(scheme, make, "scalar")
+        y0 = pytree.tree_map(lambda x, b=b: x[b : b + 1], one.problem.y0)
+        one.field = one.problem.field(y0)
+        one.p = one.field.discover(0.3, tuple(pytree.tree_leaves(y0)))
+        one.t, one.dt = setup.t[b], setup.dt[b]
+
+        def cut(leaves, b=b):
+            return tuple(x[b : b + 1] for x in leaves)
+
+        one.y, one.carry = cut(setup.y), cut(setup.carry)
+        one.grad_y = cut(setup.grad_y)
+        one.grad_carry = cut(setup.grad_carry) if setup.grad_carry else None
+        one.grad_dense = [cut(g) for g in setup.grad_dense]
+        close(one.step().y, cut(whole.y), 1e-14)
+        alone = one.vjp()
+        close(alone.y, cut(grads.y))
+        close((alone.t, alone.dt), (grads.t[b], grads.dt[b]))
+        if setup.carry:
+            close(alone.carry, cut(grads.carry))
+        grad_p = [a + g for a, g in zip(grad_p, zeros(alone.p, one.p), strict=True)]
+    close(grad_p, zeros(grads.p, setup.p))
+
+
+@schemes
+@problems
+@pytest.mark.parametrize("kind", ("scalar", "per-sample"))
+def test_init_transpose_law(scheme, make, kind):
+    setup = Setup(scheme, make, kind)
+    carry = scheme.init(setup.field, setup.t, setup.y, setup.p)
+    assert len(carry) == (len(setup.y) if scheme.tableau.fsal else 0)
+    w = tuple(randn_like(carry, 5))
+    grads = scheme.init_vjp(setup.field, setup.t, setup.y, setup.p, w)
+    assert grads.dt is None
+    assert grads.carry is None
+    n = len(setup.y)
+    inputs = (setup.t, *setup.y, *setup.p)
+
+    def first(t, *rest):
+        known = dict(zip(map(id, setup.p), rest[n:], strict=True))
+        theta = [known[id(x)] for x in setup.problem.theta]
+        args = tuple(known[id(x)] for x in setup.problem.args)
+        return tuple(setup.problem.flat(t, rest[:n], theta, args))
+
+    v = tuple(randn_like(inputs, 6))
+    if not carry:
+        assert all(not g.any() for g in (grads.t, *grads.y))
+        assert grads.p == (None,) * len(setup.p)
+        return
+    _, dv = torch.func.jvp(first, tuple(x.detach() for x in inputs), v)
+    grad = zeros([grads.t, *grads.y, *grads.p], inputs)
+    assert real_inner(w, dv) == pytest.approx(real_inner(grad, v), rel=1e-12, abs=1e-12)
+
+
+# What is skipped, and what is counted.
+
+
+def test_a_stage_without_weight_is_not_skipped():
+    """b_2 = 0 in Dopri5, but the later stages read k_2."""
+    assert Dopri5.tableau.b[1] == 0.0
+    setup = Setup(Dopri5(), forced, "float")
+    exact = setup.vjp(dense=False)
+
+    class Skipping(Dopri5):
+        """The bug: a_j2 = 0 in the transpose."""
+
+    tab = Dopri5.tableau
+    broken = object.__new__(Tableau)
+    for name in ("b", "c", "order", "b_embedded", "embedded_order"):
+        object.__setattr__(broken, name, getattr(tab, name))
+    object.__setattr__(broken, "a", tuple((r[0], 0.0, *r[2:]) if len(r) > 1 else r for r in tab.a))
+    kept = setup.step(Keep.STAGES).kept
+    Skipping.tableau = broken
+    setup.scheme = Skipping()
+    planted = setup.vjp(kept, dense=False)
+    assert float((planted.y[0] - exact.y[0]).abs().max()) > 1e-6
+    # ... and the exact one is torch's.
+    setup.scheme = Dopri5()
+    close(exact.y, setup.vjp(default=True, dense=False).y)
+
+
+def reached(tab):
+    """The number of stages that y⁺ depends on, not counting one that is the incoming carry."""
+    needed = [b != 0.0 for b in tab.b]
+    for i in reversed(range(tab.stages)):
+        needed[i] = needed[i] or any(needed[j] and tab.a[j][i] != 0.0 for j in range(i + 1, tab.stages))
+    return sum(needed[1:] if tab.fsal else needed)
+
+
+@schemes
+@pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.value)
+def test_work_is_counted_exactly(scheme, keep):
+    """A chain of N steps: (s − 1) N + 1 evaluations under FSAL, and as few transposes as there are."""
+    problem, n = mlp(), 3
+    field = problem.field()
+    p = field.discover(0.0, problem.leaves)
+    tab, h = scheme.tableau, 0.1
+    per_step = tab.stages - tab.fsal
+    with torch.no_grad():
+        y, carry = problem.leaves, scheme.init(field, 0.0, problem.leaves, p)
+        assert field.evaluations == int(tab.fsal)
+        steps = []
+        for i in range(n):
+            result = scheme.step(field, i * h, h, y, carry, p, keep)
+            steps.append((i * h, y, carry, result.kept))
+            y, carry = result.y, result.carry
+    assert field.evaluations == per_step * n + tab.fsal
+    field.evaluations = 0
+    grad, grad_carry = tuple(map(torch.ones_like, y)), None
+    transposes = []
+    for t, y, carry, kept in reversed(steps):
+        before = field.transposes
+        grads = scheme.step_vjp(field, t, h, y, carry, p, kept, grad, grad_carry)
+        grad, grad_carry = grads.y, grads.carry
+        transposes.append(field.transposes - before)
+    assert transposes == [reached(tab)] + [reached(tab) + tab.fsal] * (n - 1)
+    if keep is Keep.GRAPH:
+        assert field.evaluations == 0
+    else:
+        assert field.evaluations == sum(transposes)
+
+
+@schemes
+def test_first_same_as_last_is_not_counted_twice(scheme):
+    """Three steps in a chain, with cotangents on all slopes, against torch through the same chain."""
+    problem, h = forced(), torch.tensor(0.2, dtype=F64)
+    field = problem.field()
+    p = field.discover(0.0, problem.leaves)
+    tab, n = scheme.tableau, 3
+    t0 = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    y0 = [x.clone().requires_grad_() for x in problem.leaves]
+
+    def f(time, leaves):
+        return problem.flat(time, leaves, problem.theta, problem.args)
+
+    y, slope, total, weights = y0, f(t0, y0) if tab.fsal else None, 0.0, []
+    for i in range(n):
+        y, slopes = rk_step((tab.a, tab.b, tab.c), f, t0 + i * h, h, y, slope)
+        weights.append([randn_like(y, 100 * i + j) for j in range(tab.stages)])
+        for ks, ws in zip(slopes, weights[-1], strict=True):
+            total = total + sum((k * w).sum() for k, w in zip(ks, ws, strict=True))
+        slope = slopes[-1] if tab.fsal else None
+    total = total + sum(x.sum() for x in y)
+    expected = torch.autograd.grad(total, [t0, *y0, *p])
+
+    with torch.no_grad():
+        y, steps = problem.leaves, []
+        carry = scheme.init(field, t0.detach(), y, p)
+        for i in range(n):
+            steps.append((t0.detach() + i * h, y, carry))
+            result = scheme.step(field, *steps[-1][:1], h, y, carry, p)
+            y, carry = result.y, result.carry
+    grad, grad_carry = tuple(map(torch.ones_like, y)), None
+    grad_t, grad_p = torch.zeros((), dtype=F64), [torch.zeros_like(x) for x in p]
+    for (t, y, carry), ws in zip(reversed(steps), reversed(weights), strict=True):
+        dense = [tuple(w) for w in ws]
+        grads = scheme.step_vjp(field, t, h, y, carry, p, None, grad, grad_carry, dense)
+        grad, grad_carry, grad_t = grads.y, grads.carry, grad_t + grads.t
+        grad_p = [a + g for a, g in zip(grad_p, zeros(grads.p, p), strict=True)]
+    if tab.fsal:
+        grads = scheme.init_vjp(field, t0.detach(), problem.leaves, p, grad_carry)
+        grad = tuple(a + b for a, b in zip(grad, grads.y, strict=True))
+        grad_t = grad_t + grads.t
+        grad_p = [a + g for a, g in zip(grad_p, zeros(grads.p, p), strict=True)]
+    close([grad_t, *grad, *grad_p], list(expected))
+
+
+# Schemes are values.
+
+
+@schemes
+def test_schemes_are_values(scheme):
+    assert repr(scheme) == f"{type(scheme).__name__}()"
+    assert pickle.loads(pickle.dumps(scheme)) == scheme == type(scheme)()
+    assert hash(scheme) == hash(type(scheme)())
+    assert len({cls() for cls in SCHEMES}) == len(SCHEMES)
+    assert scheme.order == scheme.tableau.order
+    assert isinstance(scheme, ExplicitRungeKutta)
+    assert trees(1) == ((),)
