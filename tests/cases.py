@@ -96,9 +96,7 @@ def structured() -> Case:
 def fast_weights() -> Case:
     """A model called by functional_call with weights that are not its own."""
     net, y0 = mlp(), leaf(4, 3)
-    weights = {
-        name: (1.2 * p.detach()).requires_grad_() for name, p in net.named_parameters()
-    }
+    weights = {name: (1.2 * p.detach()).requires_grad_() for name, p in net.named_parameters()}
 
     def f(t: Tensor, y: Tensor) -> Tensor:
         return torch.func.functional_call(net, weights, (y,)) * (1 + t)
@@ -116,5 +114,3 @@ SCHEME_STEPS = [
     for stepsize in STEPSIZES
     if scheme.error_order is not None or not isinstance(stepsize, odegrad.PID)
 ]
-
-

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.integrate
 import torch
-from cases import CASES, SCHEME_STEPS, TIMES, Case, autonomous, leaf, loss, mlp, relative
 from torch import Tensor, nn
 
 import odegrad
+from cases import CASES, SCHEME_STEPS, TIMES, Case, autonomous, leaf, loss, mlp, relative
 from odegrad import Discrete, Every, Steps, Tape
 
 
@@ -38,7 +39,9 @@ def test_discrete_equals_tape(case: Callable[[], Case], scheme: Any, stepsize: A
 
 
 @pytest.mark.parametrize(
-    ("scheme", "stepsize"), SCHEME_STEPS[::5], ids=lambda x: getattr(x, "__name__", type(x).__name__)
+    ("scheme", "stepsize"),
+    SCHEME_STEPS[::5],
+    ids=lambda x: getattr(x, "__name__", type(x).__name__),
 )
 @pytest.mark.parametrize("k", [1, 2, 7, 1000])
 def test_every_schedule_gives_the_same(scheme: Any, stepsize: Any, k: int) -> None:
@@ -78,7 +81,9 @@ def test_losses_on_some_outputs(outputs: list[int]) -> None:
         ts = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
         ys = odegrad.solve(problem.f, problem.y0, ts, gradient=gradient).ys
         found = torch.autograd.grad(
-            loss(ys[outputs]), [problem.y0, ts, *problem.others], allow_unused=True,
+            loss(ys[outputs]),
+            [problem.y0, ts, *problem.others],
+            allow_unused=True,
             materialize_grads=True,
         )
         grads.append(list(found))
@@ -126,7 +131,7 @@ def plain_pair(
     rk: Any, w: np.ndarray, y: np.ndarray, grid: list[float], amplitude: complex
 ) -> np.ndarray:
     """An explicit scheme with SciPy's coefficients on a recorded grid, for y' = tanh(W y) a cos t."""
-    for t, u in zip(grid[:-1], grid[1:], strict=True):
+    for t, u in pairwise(grid):
         h, k = u - t, []
         for i in range(rk.n_stages):
             stage = y + h * sum((rk.A[i, j] * k[j] for j in range(i)), 0 * y)
@@ -174,9 +179,7 @@ def test_linear_system_closed_form() -> None:
     """Euler on y' = a y: y_N = (1 + h a)^N y_0, and its derivatives."""
     a, y0 = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True), leaf(1)
     ts = torch.tensor([0.0, 2.0], dtype=torch.float64, requires_grad=True)
-    ys = odegrad.solve(
-        lambda t, y: a * y, y0, ts, scheme=odegrad.Euler(), stepsize=Steps(10)
-    ).ys
+    ys = odegrad.solve(lambda t, y: a * y, y0, ts, scheme=odegrad.Euler(), stepsize=Steps(10)).ys
     grads = torch.autograd.grad(ys[-1].sum(), [a, y0, ts])
     h, z = 0.2, 1 - 0.7 * 0.2
     expected = [10 * h * z**9 * y0.item(), z**10, -0.7 * z**9 * y0.item()]
@@ -330,7 +333,9 @@ def test_gradient_converges_at_the_order_of_the_scheme() -> None:
         for n in (8, 16):
             a = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
             y0 = torch.ones(1, dtype=torch.float64)
-            sol = odegrad.solve(lambda t, y: a * y, y0, [0, 1], scheme=scheme, stepsize=Steps(n))
+            sol = odegrad.solve(
+                lambda t, y, a: a * y, y0, [0, 1], (a,), scheme=scheme, stepsize=Steps(n)
+            )
             (grad,) = torch.autograd.grad(sol.ys[-1].sum(), a)
             errors.append(abs(grad.item() - np.exp(0.9)))
         assert np.log2(errors[0] / errors[1]) == pytest.approx(scheme.order, abs=0.2)

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from oracles import randn_like, real_inner, rk_step
-from problems import BATCH, PROBLEMS, forced, mlp
 from torch.utils import _pytree as pytree
 
 from odegrad.schemes import SCHEMES, Dopri5, ExplicitRungeKutta, Keep, Scheme, Tableau
 from odegrad.schemes.tableau import trees
+from oracles import randn_like, real_inner, rk_step
+from problems import BATCH, PROBLEMS, forced, mlp
 
 F64 = torch.float64
 KINDS = ("float", "scalar", "per-sample")
@@ -49,9 +49,7 @@ class Setup:
 
     def step(self, keep=Keep.NOTHING):
         with torch.no_grad():
-            return self.scheme.step(
-                self.field, self.t, self.dt, self.y, self.carry, self.p, keep
-            )
+            return self.scheme.step(self.field, self.t, self.dt, self.y, self.carry, self.p, keep)
 
     def vjp(self, kept=None, *, default=False, carry=True, dense=True):
         rule = Scheme.step_vjp if default else type(self.scheme).step_vjp
@@ -173,11 +171,15 @@ def test_transpose_law(scheme, make, kind):
         v = tuple(randn_like(inputs, seed))
         _, dv = torch.func.jvp(phi, detached, v)
         left, right = real_inner(outputs, dv), real_inner(grad, v)
-        scale = max(1.0, *(float(g.norm() * x.norm()) for g, x in zip(zeros(grad, v), v, strict=True)))
+        scale = max(
+            1.0, *(float(g.norm() * x.norm()) for g, x in zip(zeros(grad, v), v, strict=True))
+        )
         assert abs(left - right) <= 2e-13 * scale
     # Each input on its own, so that no error cancels another's.
     for i in range(len(inputs)):
-        v = tuple(randn_like([x], i)[0] if j == i else torch.zeros_like(x) for j, x in enumerate(inputs))
+        v = tuple(
+            randn_like([x], i)[0] if j == i else torch.zeros_like(x) for j, x in enumerate(inputs)
+        )
         _, dv = torch.func.jvp(phi, detached, v)
         left, right = real_inner(outputs, dv), real_inner([grad[i]], [v[i]])
         assert abs(left - right) <= 2e-13 * max(1.0, abs(left), float(v[i].norm()) * 10)
@@ -210,9 +212,7 @@ def test_missing_cotangents_are_zeros(scheme):
     """A structurally zero cotangent of the dense output, whole or leaf by leaf, is a zero one."""
     a, b = Setup(scheme, PROBLEMS[2], "scalar"), Setup(scheme, PROBLEMS[2], "scalar")
     stages = scheme.tableau.stages
-    a.grad_dense = [
-        None if i % 2 else (None, *a.grad_dense[i][1:]) for i in range(stages)
-    ]
+    a.grad_dense = [None if i % 2 else (None, *a.grad_dense[i][1:]) for i in range(stages)]
     b.grad_dense = [
         tuple(map(torch.zeros_like, g)) if i % 2 else (torch.zeros_like(g[0]), *g[1:])
         for i, g in enumerate(b.grad_dense)
@@ -314,7 +314,9 @@ def reached(tab):
     """The number of stages that y⁺ depends on, not counting one that is the incoming carry."""
     needed = [b != 0.0 for b in tab.b]
     for i in reversed(range(tab.stages)):
-        needed[i] = needed[i] or any(needed[j] and tab.a[j][i] != 0.0 for j in range(i + 1, tab.stages))
+        needed[i] = needed[i] or any(
+            needed[j] and tab.a[j][i] != 0.0 for j in range(i + 1, tab.stages)
+        )
     return sum(needed[1:] if tab.fsal else needed)
 
 

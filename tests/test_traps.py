@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import autonomous, leaf, loss, mlp, relative
 from torch import Tensor, nn
 
 import odegrad
+from cases import autonomous, leaf, loss, mlp, relative
 from odegrad import Discrete, Every, Steps, Tape
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.explicit import ExplicitRungeKutta
@@ -58,7 +58,9 @@ def test_trap_2_planted_double_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted bug pulls the first slope through f again beside handing it on."""
     honest = ExplicitRungeKutta.step_vjp
 
-    def doubled(self: Any, field: Any, t: Any, dt: Any, y: Any, carry: Any, p: Any, *rest: Any) -> Any:
+    def doubled(
+        self: Any, field: Any, t: Any, dt: Any, y: Any, carry: Any, p: Any, *rest: Any
+    ) -> Any:
         grads = honest(self, field, t, dt, y, carry, p, *rest)
         if grads.carry is None:
             return grads
@@ -99,7 +101,11 @@ def test_trap_5_times_keep_their_precision() -> None:
     mixed = (torch.zeros(2), torch.zeros(2, dtype=torch.float64))
     seen.clear()
     out = odegrad.solve(
-        lambda t, y: (f(t, y[0]), y[1]), mixed, [0.0, 1.0], scheme=odegrad.Euler(), stepsize=Steps(1)
+        lambda t, y: (f(t, y[0]), y[1]),
+        mixed,
+        [0.0, 1.0],
+        scheme=odegrad.Euler(),
+        stepsize=Steps(1),
     )
     assert seen[-1].dtype == torch.float64
     assert [y.dtype for y in out.ys] == [torch.float32, torch.float64]
@@ -116,9 +122,7 @@ def test_trap_6_fixed_steps_of_rounded_times() -> None:
 @pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(3))])
 def test_trap_7_backward_twice(gradient: Any) -> None:
     problem = autonomous()
-    ys = odegrad.solve(
-        problem.f, problem.y0, [0.0, 1.0], stepsize=Steps(8), gradient=gradient
-    ).ys
+    ys = odegrad.solve(problem.f, problem.y0, [0.0, 1.0], stepsize=Steps(8), gradient=gradient).ys
     value = loss(ys)
     first = torch.autograd.grad(value, problem.y0_leaves, retain_graph=True)
     second = torch.autograd.grad(value, problem.y0_leaves)
@@ -201,7 +205,11 @@ def test_autocast_is_replayed() -> None:
         y0 = leaf(4, 3).detach().float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             ys = odegrad.solve(
-                lambda t, y: net(y), y0, [0.0, 1.0], scheme=odegrad.RK4(), stepsize=Steps(4),
+                lambda t, y: net(y),
+                y0,
+                [0.0, 1.0],
+                scheme=odegrad.RK4(),
+                stepsize=Steps(4),
                 gradient=gradient,
             ).ys
         assert ys.dtype == torch.float32

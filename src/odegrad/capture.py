@@ -27,7 +27,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -242,14 +242,11 @@ def capture(
     return captures
 
 
-@contextmanager
-def _uncompiled() -> Iterator[None]:
+def _uncompiled() -> AbstractContextManager[Any]:
     """Runs compiled functions eagerly, so that the trace sees their tensors."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second: nothing is compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _roots(modules: list[nn.Module]) -> list[nn.Module]:
@@ -305,7 +302,7 @@ class _Scan:
                 self.visit(part, f"{name}[{key!r}]", depth + 1, attribute=attribute)
         elif not type(x).__module__.startswith(_LIBRARIES) and not isinstance(x, types.ModuleType):
             self._attributes(x, name, depth)
-            self.visit(getattr(type(x), "__call__", None), name, depth + 1)
+            self.visit(vars(type(x)).get("__call__"), name, depth + 1)
 
     def _attributes(self, x: object, name: str, depth: int) -> None:
         for key, part in list(getattr(x, "__dict__", {}).items()):

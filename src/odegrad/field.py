@@ -88,7 +88,7 @@ class VectorField:
         Returns:
             p: the captured tensors that require grad, followed by the tensors in `args`.
         """
-        y = tuple(leaf.detach() for leaf in y)
+        y = tuple(leaf.detach().clone() for leaf in y)
         args = tuple(x.detach() for x in self.arguments)
         evaluations = self.evaluations
         self._captures = capture(
@@ -276,15 +276,11 @@ class Linearization:
 
     __slots__ = ("_field", "_outputs", "_p", "_t", "_y", "value")
 
-    def __init__(
-        self, field: VectorField, t: Time, y: Leaves, p: Leaves, outputs: Leaves
-    ) -> None:
+    def __init__(self, field: VectorField, t: Time, y: Leaves, p: Leaves, outputs: Leaves) -> None:
         self._field, self._t, self._y, self._p, self._outputs = field, t, y, p, outputs
         self.value: Leaves = tuple(x.detach() for x in outputs)
 
-    def vjp(
-        self, grad: OptionalLeaves
-    ) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
+    def vjp(self, grad: OptionalLeaves) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
         """(f_tᵀu, f_yᵀu, f_pᵀu) for the cotangent u = `grad`; None for what p does not depend on.
 
         Raises:

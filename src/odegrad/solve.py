@@ -104,7 +104,9 @@ def solve(
     eps = torch.finfo(times_tensor.dtype).eps
     monitor = None
     if progress or callback is not None:
-        monitor = Monitor(times, lambda x: structure.unflatten(x[: len(leaves)]), callback, progress)
+        monitor = Monitor(
+            times, lambda x: structure.unflatten(x[: len(leaves)]), callback, progress
+        )
     run = Run(field, scheme, stepsize, times, eps, max_steps, monitor)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor)):
         ys = gradient.solve(run, y, p, times_tensor)
@@ -149,7 +151,9 @@ def _check_choices(
                 f"write {name}={value.__name__}(…)"
             )
         if not isinstance(value, kind):
-            raise InvalidTypeError(f"{name} must be an object such as {example}, received {value!r}")
+            raise InvalidTypeError(
+                f"{name} must be an object such as {example}, received {value!r}"
+            )
     if (
         isinstance(stepsize, AdaptiveStepSize)
         and isinstance(scheme, Scheme)

@@ -9,7 +9,7 @@ so that every scheme is written once for all structures. Linear combinations of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -110,9 +110,7 @@ def add(x: OptionalLeaves | None, y: OptionalLeaves | None) -> OptionalLeaves | 
     """x + y, where None (for all leaves or for one) is zero."""
     if x is None or y is None:
         return y if x is None else x
-    return tuple(
-        b if a is None else a if b is None else a + b for a, b in zip(x, y, strict=True)
-    )
+    return tuple(b if a is None else a if b is None else a + b for a, b in zip(x, y, strict=True))
 
 
 def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves | None:
@@ -184,8 +182,3 @@ def rms_norm(leaves: Leaves) -> Tensor:
 def nbytes(leaves: Sequence[Tensor | None]) -> int:
     """The bytes of data that `leaves` hold."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if leaf is not None)
-
-
-def tree_leaves(tree: Any) -> list[Any]:
-    """The leaves of a pytree in order."""
-    return cast("list[Any]", pytree.tree_leaves(tree))

@@ -162,7 +162,8 @@ class Scheme(ABC):
                 cotangents += grads
         pulled = _pull(outputs, cotangents, [t_, dt_], (*y_, *carry_), p)
         n = len(y)
-        return StepGrad(*pulled.times, pulled.y[:n], pulled.y[n:] or None, pulled.p)
+        grad_t, grad_dt = pulled.times
+        return StepGrad(grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p)
 
 
 class _Pulled(NamedTuple):

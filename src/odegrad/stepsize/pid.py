@@ -102,7 +102,9 @@ class PID:
         ]
         for name, holds, rule in rules:
             if not holds:
-                raise InvalidValueError(f"PID: {name} must be {rule}, received {getattr(self, name)!r}")
+                raise InvalidValueError(
+                    f"PID: {name} must be {rule}, received {getattr(self, name)!r}"
+                )
 
     def scaled_norm(self, x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
         """‖x / (atol + rtol max(|y0|, |y1|))‖, a 0-dim tensor; never on an autograd graph."""

@@ -179,7 +179,7 @@ class _Engine:
                 old.append(total)
                 new.append(grad)
         if old:
-            torch._foreach_add_(old, new)  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_add_(old, new)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _restore(snapshot: Snapshot | None) -> None:

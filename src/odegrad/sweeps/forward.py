@@ -7,8 +7,8 @@ Only accepted steps are yielded; a rejected attempt leaves no trace, not even in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from odegrad.sweeps.slab import Slab
 __all__ = ["Accepted", "forward", "number", "replay", "steps"]
 
 DEFAULT_MAX_STEPS = 100_000
+
+Landings: TypeAlias = tuple[float, ...] | Tensor
+"""Landing times: floats, or a float64 tensor on whose graph the times of the steps then are."""
 
 
 class Accepted(NamedTuple):
@@ -45,7 +48,7 @@ def forward(
     run: Run,
     y: Leaves,
     p: Leaves,
-    landings: Sequence[float] | Tensor,
+    landings: Landings,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Leaves, Slab]:
     """Solves, and returns the states at the landing times and the stored states.
@@ -60,6 +63,7 @@ def forward(
     Returns:
         One tensor of shape [len(landings), *leaf.shape] per leaf, and the slab.
     """
+    y = tuple(leaf.clone() for leaf in y)  # the caller's tensors are never handed to f
     outputs = _Outputs(y, len(run.times))
     walk = _Walk(run, y, p, landings, outputs)
     slab = Slab()
@@ -117,7 +121,7 @@ class _Walk:
         run: Run,
         y: Leaves,
         p: Leaves,
-        landings: Sequence[float] | Tensor,
+        landings: Landings,
         outputs: _Outputs,
     ) -> None:
         self._run, self._outputs, self._n = run, outputs, 0
@@ -125,7 +129,7 @@ class _Walk:
         outputs.put(0, y)
         if isinstance(run.stepsize, FixedStepSize):
             run.grid = fixed_grid(run, run.stepsize)
-        start = landings[0] if len(run.times) > 1 else run.times[0]
+        start: Time = landings[0]
         carry = run.scheme.init(run.field, start, y, p) if len(run.times) > 1 else ()
         self._state = (y, carry)
         if run.grid is not None:
@@ -213,11 +217,12 @@ def steps(
 
 
 def _adaptive(
-    run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Sequence[float] | Tensor
+    run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Landings
 ) -> Iterator[Accepted]:
     """Takes steps as the controller says, each landing time being stepped onto."""
     control, order = run.stepsize, run.scheme.error_order
-    assert isinstance(control, AdaptiveStepSize) and order is not None
+    assert isinstance(control, AdaptiveStepSize)
+    assert order is not None
     times, field = run.times, run.field
     history, n, segments = History(), 0, list[Segment]()
     h = _first_size(run, control, y, p)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from odegrad.errors import MissingDependencyError
@@ -87,14 +89,10 @@ class Monitor:
         self._times, self._unflatten = times, unflatten
         self._callback, self._progress = callback, progress
         self._bar: Any = None
-        if progress:
-            try:
-                import tqdm  # noqa: F401
-            except ImportError as error:
-                raise MissingDependencyError(
-                    "progress=True needs the package tqdm; pip install 'odegrad[cli]' or pip "
-                    "install tqdm"
-                ) from error
+        if progress and importlib.util.find_spec("tqdm") is None:
+            raise MissingDependencyError(
+                "progress=True needs the package tqdm; pip install 'odegrad[cli]' or pip install tqdm"
+            )
 
     def start(self, phase: str) -> None:
         """Opens the bar of a sweep; its length is the time from the first landing to the last."""
@@ -153,7 +151,7 @@ class Run:
     eps: float
     max_steps: int | None = None
     monitor: Monitor | None = None
-    stats: Stats = field(default_factory=Stats)
+    stats: Stats = dataclasses.field(default_factory=Stats)
     grid: Grid | None = None
     initial: Snapshot | None = None
 

@@ -1,0 +1,175 @@
+"""The command line: `odegrad fit`. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+try:
+    import click
+except ImportError:  # pragma: no cover
+    sys.exit("odegrad: error: the command line needs click; pip install 'odegrad[cli]'")
+
+import odegrad
+from odegrad.errors import OdegradError
+
+if TYPE_CHECKING:
+    from odegrad.fit import Job
+    from odegrad.fit.training import Epoch
+
+__all__ = ["main"]
+
+
+class OneLineError(click.ClickException):
+    """An error that is shown on one line, without usage text or traceback."""
+
+    def __init__(self, command: str, message: str, exit_code: int = 2) -> None:
+        super().__init__(" ".join(message.split()))
+        self.command, self.exit_code = command, exit_code
+
+    def show(self, file: Any = None) -> None:
+        """Prints the line to standard error."""
+        click.echo(f"{self.command}: error: {self.message}", file=file, err=file is None)
+
+
+class OneLineGroup(click.Group):
+    """A group whose subcommands report wrong options on one line, too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            raise OneLineError(
+                command, f"{error.format_message()} (see {command} --help)"
+            ) from error
+
+
+def _widths(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not like 32,32", ctx, param) from error
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    del ctx, param
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(odegrad.__version__, prog_name="odegrad")
+def main() -> None:
+    """Exact gradients of neural-ODE solves."""
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--time", metavar="COLUMN", help="Time column.  [default: the first]")
+@click.option(
+    "--state", "states", metavar="A,B,...", callback=_names,
+    help="State columns.  [default: all but the time]",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="[default: odegrad-fit-<DATA's stem>]")
+@click.option("--overwrite", is_flag=True, help="Write into DIR though it exists.")
+@click.option("--model", type=click.Choice(["mlp", "lotka-volterra"]), default="mlp")
+@click.option(
+    "--transform", type=click.Choice(["log", "standardise", "log-standardise", "none"]),
+    help="Of the values.  [default: mlp: log-standardise, or standardise where values are not "
+    "positive; lotka-volterra: log]",
+)  # fmt: skip
+@click.option("--holdout", metavar="FRACTION", type=float, default=0.2, help="Last rows kept out.")
+@click.option("--scheme", metavar="NAME", default="Tsit5", help="Integration scheme.")
+@click.option("--rtol", type=float, help="Relative tolerance.  [default: 1e-5; float32: 1e-4]")
+@click.option("--atol", type=float, help="Absolute tolerance.  [default: rtol / 100]")
+@click.option("--steps", metavar="N", type=int, help="Equal steps per interval, not tolerances.")
+@click.option("--dt", type=float, help="Largest step, not tolerances.")
+@click.option(
+    "--gradient", type=click.Choice(["discrete", "tape", "backsolve"]), default="discrete",
+    help="How to differentiate: exact, exact with backpropagation's memory, traditional adjoint.",
+)  # fmt: skip
+@click.option(
+    "--epochs", type=int, help="Optimiser steps.  [default: mlp: 400; lotka-volterra: 60]"
+)
+@click.option("--lr", type=float, help="First learning rate, mlp only.  [default: 0.01]")
+@click.option(
+    "--hidden", metavar="32,32", callback=_widths, help="Widths of the hidden layers, mlp only."
+)
+@click.option("--seed", type=int, default=0, help="Of the initial weights.")
+@click.option("--device", default="cpu", help="Such as cpu or cuda.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64")
+@click.option("--progress/--no-progress", default=True, help="Show a bar with the loss.")
+def fit(
+    data: Path,
+    time: str | None,
+    states: tuple[str, ...] | None,
+    out: Path | None,
+    overwrite: bool,
+    progress: bool,
+    **choices: Any,
+) -> None:
+    """Fits an ODE to the time series in the CSV file DATA.
+
+    Writes model.pt, metrics.json, fit.png and loss.png into the directory --out. Ctrl-C ends the
+    training early and keeps the best model so far.
+
+    The model is read back in Python with odegrad.fit.load("DIR/model.pt").predict(times).
+    """
+    from odegrad.fit import Config, prepare, read_series
+
+    try:
+        series = read_series(data, time, states)
+        out = out or Path(f"odegrad-fit-{data.stem}")
+        job = prepare(series, Config(**choices), out, overwrite)
+    except OdegradError as error:
+        _fail(error, 2)
+    _run(job, progress)
+
+
+def _run(job: Job, progress: bool) -> None:
+    """Trains with a live bar, then prints the report."""
+    try:
+        from tqdm import tqdm
+
+        from odegrad.fit import run
+        from odegrad.fit.metrics import quantities
+        from odegrad.fit.report import print_report
+    except ImportError as error:
+        _fail(f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
+
+    bar = tqdm(total=job.config.epochs, desc="fit", unit="epoch", disable=not progress)
+    best = float("inf")
+
+    def report(epoch: Epoch) -> None:
+        nonlocal best
+        best = min(best, epoch.loss) if epoch.rows == job.n_train else best
+        bar.set_postfix_str(f"loss {epoch.loss:.3e} over {epoch.rows} rows", refresh=False)
+        bar.update()
+
+    def say(line: str) -> None:
+        bar.close()
+        click.echo(line)
+
+    try:
+        result = run(job, report, say)
+    except KeyboardInterrupt:
+        bar.close()
+        _fail(f"interrupted; what was finished is in {job.out}", 130)
+    except OdegradError as error:
+        bar.close()
+        _fail(error, 1)
+    except OSError as error:
+        bar.close()
+        _fail(f"{error.filename or job.out}: cannot be written ({error.strerror})", 2)
+    bar.close()
+    print_report(result.rows, quantities(result.fitted), result.check, job.out)
+
+
+def _fail(error: object, exit_code: int) -> NoReturn:
+    raise OneLineError("odegrad fit", str(error), exit_code) from None
