@@ -6,6 +6,7 @@ as a user would write it, with `theta` captured by closure. t may be a 0-dim ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -150,30 +151,22 @@ def _wanted(tensors):
 PROBLEMS = (mlp, forced, nested, complex_valued, with_running)
 
 
-# Closed forms: scalar problems (f, y0, solution), for orders of accuracy.
+# Closed forms: (f, y0, solution), for orders of accuracy.
 
 CLOSED_FORMS = {
     "linear": (
         lambda t, y: torch.stack([-0.3 * y[0] + 2 * y[1], -2 * y[0] - 0.3 * y[1]]),
         [1.0, 0.5],
         lambda t: [
-            2.718281828459045 ** (-0.3 * t) * float(x)
-            for x in (
-                torch.cos(torch.tensor(2 * t, dtype=torch.float64))
-                + 0.5 * torch.sin(torch.tensor(2 * t, dtype=torch.float64)),
-                -torch.sin(torch.tensor(2 * t, dtype=torch.float64))
-                + 0.5 * torch.cos(torch.tensor(2 * t, dtype=torch.float64)),
-            )
+            math.exp(-0.3 * t) * (math.cos(2 * t) + 0.5 * math.sin(2 * t)),
+            math.exp(-0.3 * t) * (0.5 * math.cos(2 * t) - math.sin(2 * t)),
         ],
     ),
-    "logistic": (
-        lambda t, y: 3 * y * (1 - y),
-        [0.1],
-        lambda t: [1 / (1 + 9 * 2.718281828459045 ** (-3 * t))],
-    ),
-    "time-dependent": (
-        lambda t, y: torch.cos(2 * t) * y,
+    "Bernoulli": (lambda t, y: -2 * t * y**2, [1.0], lambda t: [1 / (1 + t * t)]),
+    "driven": (
+        lambda t, y: -3 * (y - math.sin(2 * float(t) + 0.3)) + 2 * math.cos(2 * float(t) + 0.3),
         [1.0],
-        lambda t: [float(torch.exp(torch.sin(torch.tensor(2 * t, dtype=torch.float64)) / 2))],
+        lambda t: [math.sin(2 * t + 0.3) + (1 - math.sin(0.3)) * math.exp(-3 * t)],
     ),
+    "logistic": (lambda t, y: 3 * y * (1 - y), [0.1], lambda t: [1 / (1 + 9 * math.exp(-3 * t))]),
 }

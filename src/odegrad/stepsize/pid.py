@@ -169,7 +169,7 @@ def starting_step(
         d0 = float(control.scaled_norm(y[:n], y[:n], y[:n]))
         d1 = float(control.scaled_norm(f0[:n], y[:n], y[:n]))
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        if not math.isfinite(h0):
+        if not 0.0 < h0 < math.inf:
             return 1e-6
         y1 = axpy(y, h0 * direction, (1.0,), (f0,))
         f1 = field(t + h0 * direction, y1, p)
