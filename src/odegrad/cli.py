@@ -144,11 +144,8 @@ def _run(job: Job, progress: bool) -> None:
         _fail(f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
 
     bar = tqdm(total=job.config.epochs, desc="fit", unit="epoch", disable=not progress)
-    best = float("inf")
 
     def report(epoch: Epoch) -> None:
-        nonlocal best
-        best = min(best, epoch.loss) if epoch.rows == job.n_train else best
         bar.set_postfix_str(f"loss {epoch.loss:.3e} over {epoch.rows} rows", refresh=False)
         bar.update()
 
