@@ -145,6 +145,45 @@ def test_a_branch_on_time_hides_nothing():
     )
 
 
+class Holder:
+    """Hides what it reads from a call at t = 0."""
+
+    def __init__(self):
+        self.w = weight()
+
+    def method(self, t, y):
+        return y if t < 0.5 else self.w * y
+
+
+def test_the_scan_sees_by_itself_what_a_branch_hides():
+    """Everything here is out of the trace's sight: the call at t = 0 reads nothing."""
+    a, b, c, d = weight(), weight(), weight(), weight()
+    product = a * 2
+
+    def late(t, y, *, keyword=d):
+        def nested():
+            return GLOBAL * y
+
+        return y if t < 0.5 else nested() * product * keyword
+
+    same(found(late), [product, d, GLOBAL])
+    same(found(lambda t, y: -late(t, y)), [product, d, GLOBAL])
+
+    def scaled(x, t, y, *, z):
+        return y if t < 0.5 else x * y * z
+
+    same(found(functools.partial(scaled, b, z=c)), [b, c])
+    holder = Holder()
+    same(found(holder.method), [holder.w])
+
+    @functools.wraps(scaled)
+    def wrapped(t, y):
+        return y
+
+    wrapped.__wrapped__ = functools.partial(scaled, b, z=c)
+    same(found(wrapped), [b, c])
+
+
 def test_what_only_the_trace_can_see():
     class Odd:
         __slots__ = ("w",)
@@ -450,7 +489,6 @@ def test_a_detached_tensor_is_fine():
         (lambda t, y: y.mul_(2), "in place"),
         (lambda t, y: torch.sin_(y) * 2, "in place"),
     ],
-    ids=str,
 )
 def test_wrong_outputs(f, message):
     field, leaves = make(f, y=Y.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
@@ -48,6 +49,7 @@ def test_steps():
         (0.1, -0.3, 0.0, 3),
         (0.3, 0.0, 1.0, 4),
         (0.25, 0.0, 1.0, 4),
+        (0.33333333333, 0.0, 1.0, 3),  # as many digits as a person writes
         (0.25, 0.0, 1.0001, 5),
         (5.0, 0.0, 1.0, 1),
         (1e-3, 0.0, 1.0, 1000),
@@ -65,12 +67,12 @@ def test_fixed_forgives_times_rounded_to_float32():
         ts = torch.linspace(0, end, n, dtype=torch.float32).tolist()
         for per_segment in (1, 2, 5):
             dt = end / (n - 1) / per_segment
-            for start, stop in zip(ts, ts[1:], strict=False):
+            for start, stop in itertools.pairwise(ts):
                 assert Fixed(dt).segment(0, start, stop, eps) == Uniform(per_segment)
                 assert Fixed(dt).segment(0, stop, start, eps) == Uniform(per_segment)
     # Without the slack some segment of these would take one more.
     ts = torch.linspace(0, 1, 7, dtype=torch.float32).tolist()
-    counts = {Fixed(1 / 6).segment(0, a, b, 0.0).n for a, b in zip(ts, ts[1:], strict=False)}
+    counts = {Fixed(1 / 6).segment(0, a, b, 0.0).n for a, b in itertools.pairwise(ts)}
     assert counts == {1, 2}
 
 

@@ -65,6 +65,8 @@ class ExplicitRungeKutta(Scheme):
         self, field: VectorField, t: Time, y: Leaves, p: Leaves, grad_carry: Leaves
     ) -> StepGrad:
         """The transpose of the first slope: one vector–Jacobian product."""
+        if not self.tableau.fsal:
+            return super().init_vjp(field, t, y, p, grad_carry)
         tau, grad_y, grad_p = field.vjp(t, y, p, grad_carry)
         return StepGrad(tau, None, grad_y, None, grad_p)
 
