@@ -26,7 +26,8 @@ class OneLineError(click.ClickException):
 
     def __init__(self, command: str, message: str, exit_code: int = 2) -> None:
         super().__init__(" ".join(message.split()))
-        self.command, self.exit_code = command, exit_code
+        self.command = command
+        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
 
     def show(self, file: Any = None) -> None:
         """Prints the line to standard error."""
@@ -41,7 +42,7 @@ class OneLineGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else ctx.command_path
+            command = f"odegrad {error.ctx.info_name if error.ctx else ''}".strip()
             raise OneLineError(
                 command, f"{error.format_message()} (see {command} --help)"
             ) from error
@@ -86,7 +87,11 @@ def main() -> None:
 )  # fmt: skip
 @click.option("--holdout", metavar="FRACTION", type=float, default=0.2, help="Last rows kept out.")
 @click.option("--scheme", metavar="NAME", default="Tsit5", help="Integration scheme.")
-@click.option("--rtol", type=float, help="Relative tolerance.  [default: 1e-5; float32: 1e-4]")
+@click.option(
+    "--rtol",
+    type=float,
+    help="Relative tolerance.  [default: mlp: 1e-5; lotka-volterra: 1e-7; float32: 1e-4]",
+)
 @click.option("--atol", type=float, help="Absolute tolerance.  [default: rtol / 100]")
 @click.option("--steps", metavar="N", type=int, help="Equal steps per interval, not tolerances.")
 @click.option("--dt", type=float, help="Largest step, not tolerances.")
@@ -143,6 +148,10 @@ def _run(job: Job, progress: bool) -> None:
     except ImportError as error:
         _fail(f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
 
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"{job.out}: cannot be made ({error.strerror}); choose another --out", 2)
     bar = tqdm(total=job.config.epochs, desc="fit", unit="epoch", disable=not progress)
 
     def report(epoch: Epoch) -> None:

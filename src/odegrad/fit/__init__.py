@@ -14,7 +14,7 @@ from odegrad.fit.config import Config
 from odegrad.fit.data import Series, read_series
 from odegrad.fit.errors import DataError, OptionError
 from odegrad.fit.fitted import Fitted, load
-from odegrad.fit.run import Job, Result, prepare, run
+from odegrad.fit.job import Job, Result, prepare, run
 
 __all__ = [
     "Config",

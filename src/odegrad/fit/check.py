@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import odegrad
 from odegrad.fit.fitted import Fitted
-from odegrad.gradients import Gradient
+from odegrad.gradients import Backsolve, Discrete, Gradient, Tape
 from odegrad.stepsize import StepSize
 
 __all__ = ["GradientCheck", "GradientCost", "check_gradients"]
@@ -90,9 +89,9 @@ def check_gradients(fitted: Fitted, times: Tensor, runs: int = RUNS) -> Gradient
         return torch.cat([g.reshape(-1) for g in grads]), sol.stats.as_dict()
 
     ways: list[tuple[str, Gradient, StepSize | None]] = [
-        ("Discrete", odegrad.Discrete(), grid),
-        ("Tape", odegrad.Tape(), grid),
-        ("Backsolve", odegrad.Backsolve(), None),
+        ("Discrete", Discrete(), grid),
+        ("Tape", Tape(), grid),
+        ("Backsolve", Backsolve(), None),
     ]
     found = {name: once(gradient, stepsize) for name, gradient, stepsize in ways}  # and warm up
     oracle = found["Tape"][0].to(torch.float64)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import odegrad
 from odegrad.errors import InvalidValueError
 from odegrad.fit.config import Config
 from odegrad.fit.data import Series
 from odegrad.fit.models import MLP, LotkaVolterra, Model, Transform
 from odegrad.gradients import Gradient
 from odegrad.solution import Solution
+from odegrad.solve import solve
 from odegrad.stepsize import StepSize
 
 __all__ = ["Fitted", "load"]
@@ -86,7 +86,7 @@ class Fitted:
         Returns:
             A `Solution` with ys of shape [T, D].
         """
-        return odegrad.solve(
+        return solve(
             self.model,
             self.model.z0,
             self.elapsed(times),
@@ -130,7 +130,6 @@ class Fitted:
         torch.save(
             {
                 "format": FORMAT,
-                "odegrad": odegrad.__version__,
                 "config": self.config.as_dict(),
                 "transform": asdict(self.transform),
                 "tau": tau,

@@ -108,14 +108,30 @@ def forecast_verdict(rows: list[ErrorRow]) -> str | None:
     last = rows[-1]
     if last.part != "forecast":
         return None
-    kind, model, still = "RMSE", last.rmse, last.persistence_rmse
-    if last.rms_log is not None and last.persistence_rms_log is not None:
-        kind, model, still = "RMS log error", last.rms_log, last.persistence_rms_log
-    assert still is not None
+    kind, model, still = _comparison(last)
     numbers = f"{kind} on the {last.rows} held-out rows: model {model:.3g}, persistence {still:.3g}"
     if still <= model:
         return f"Persistence beats the model on the hold-out ({numbers})."
-    return f"The model beats persistence on the hold-out ({numbers})."
+    lost = [
+        row.state
+        for row in rows
+        if row.part == "forecast" and row.state is not None and _loses(_comparison(row))
+    ]
+    but = f"; for {', '.join(lost)} alone, persistence wins" if lost else ""
+    return f"The model beats persistence on the hold-out ({numbers}){but}."
+
+
+def _comparison(row: ErrorRow) -> tuple[str, float, float]:
+    """The measure that both forecasts have, and its value for the model and for persistence."""
+    if row.rms_log is not None and row.persistence_rms_log is not None:
+        return "RMS log error", row.rms_log, row.persistence_rms_log
+    assert row.persistence_rmse is not None
+    return "RMSE", row.rmse, row.persistence_rmse
+
+
+def _loses(comparison: tuple[str, float, float]) -> bool:
+    _, model, still = comparison
+    return still <= model
 
 
 def quantities(fitted: Fitted) -> list[Quantity]:

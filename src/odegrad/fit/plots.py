@@ -42,6 +42,8 @@ def _save(figure: Any, path: Path) -> None:
 
 def draw_fit(fitted: Fitted, series: Series, n_train: int, path: Path) -> None:
     """Draws data, trajectory and, shaded, the held-out rows with the forecast; one panel per state."""
+    from matplotlib.ticker import MaxNLocator
+
     times, states = series.times, series.states[:PANELS]
     fine = torch.linspace(float(times[0]), float(times[-1]), POINTS, dtype=torch.float64)
     curve = fitted.predict(fine).numpy()
@@ -67,6 +69,8 @@ def draw_fit(fitted: Fitted, series: Series, n_train: int, path: Path) -> None:
         axes.set_ylabel(name)
         axes.margins(x=0.02)
     panels[-1].set_xlabel(series.time)
+    if bool((times == times.round()).all()):
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = panels[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda k: _LEGEND.index(labels[k]))
     figure.legend(
@@ -108,7 +112,7 @@ def draw_loss(outcome: Outcome, path: Path) -> None:
         axes.plot(
             outcome.best.n, outcome.best.loss, "o", color=COLOURS[1], label=label, clip_on=False
         )
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower right")
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean squared error of transformed values")
     axes.set_title("Training loss" + (" (interrupted)" if outcome.interrupted else ""))
