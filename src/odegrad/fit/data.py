@@ -190,8 +190,8 @@ def _number(path: Path, line: int, column: str, cell: str, is_time: bool) -> flo
 def _check_times(path: Path, column: str, times: list[float], lines: tuple[int, ...]) -> None:
     for i in range(1, len(times)):
         if times[i] == times[i - 1]:
-            problem = f"{times[i]:g} repeats line {lines[i - 1]}"
+            problem = f"{times[i]:.15g} repeats line {lines[i - 1]}"
             raise at(path, problem, "keep one row per time", line=lines[i], column=column)
         if times[i] < times[i - 1]:
-            problem = f"{times[i]:g} comes after {times[i - 1]:g}"
+            problem = f"{times[i]:.15g} comes after {times[i - 1]:.15g}"
             raise at(path, problem, "sort the rows by time", line=lines[i], column=column)

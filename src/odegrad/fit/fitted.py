@@ -113,8 +113,8 @@ class Fitted:
             return wanted.new_zeros((0, len(self.states)))
         if not bool((wanted >= self.t0).all()):
             raise InvalidValueError(
-                f"the model starts at {self.time} = {self.t0:g}, received "
-                f"{self.time} = {float(wanted.min()):g}; ask for that time or later ones"
+                f"the model starts at {self.time} = {self.t0:.15g}, received "
+                f"{self.time} = {float(wanted.min()):.15g}; ask for that time or later ones"
             )
         grid, where = torch.unique(
             torch.cat((wanted.new_tensor([self.t0]), wanted)), return_inverse=True

@@ -149,7 +149,7 @@ def quantities(fitted: Fitted) -> list[Quantity]:
         ]
     start = fitted.transform.invert(fitted.model.z0.detach().to("cpu", torch.float64))
     for name, value in zip(fitted.states, start.tolist(), strict=True):
-        meaning = f"initial value at {fitted.time} {fitted.t0:g}"
+        meaning = f"initial value at {fitted.time} {fitted.t0:.10g}"
         found.append(Quantity(f"{name}_0", f"{name}₀", value, f"unit of {name}", meaning))
     return found
 

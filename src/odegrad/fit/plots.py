@@ -70,7 +70,7 @@ def draw_fit(fitted: Fitted, series: Series, n_train: int, path: Path) -> None:
         axes.margins(x=0.02)
     panels[-1].set_xlabel(series.time)
     if bool((times == times.round()).all()):
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     handles, labels = panels[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda k: _LEGEND.index(labels[k]))
     figure.legend(
