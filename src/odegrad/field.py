@@ -11,7 +11,6 @@ saw: parameters and autocast (`VectorField.bound`), random numbers and buffers (
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,10 +20,9 @@ from torch import Tensor
 from odegrad.capture import Captures, capture
 from odegrad.errors import (
     FieldOutputError,
-    InvalidTypeError,
-    OdegradWarning,
     UnreachableTensorError,
 )
+from odegrad.outputs import Outputs
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves, OptionalLeaves, Structure, Time, widest_real_dtype
 
@@ -66,13 +64,12 @@ class VectorField:
         self._args = Structure(args)
         self._arg_leaves: list[Any] = self._args.flatten(args) or []
         self.arguments: Leaves = tuple(x for x in self._arg_leaves if isinstance(x, Tensor))
-        self._like = [(x.shape, x.dtype, x.device) for x in y0]
+        self._outputs = Outputs(state, y0)
         self.time_dtype = widest_real_dtype(y0)
         self.device = y0[0].device if y0 else torch.device("cpu")
         self._captures = Captures()
         kind = self.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        self._warned = False
         self.evaluations = 0
         self.transposes = 0
 
@@ -163,8 +160,8 @@ class VectorField:
         versions = [leaf._version for leaf in leaves]
         state = self._state.unflatten(leaves)
         args = self._arguments(p)
-        slopes = self._checked(self._functions[0](time, state, *args))
-        cost = [self._checked_cost(ell(time, state, *args)) for ell in self._functions[1:]]
+        slopes = self._outputs.slopes(self._functions[0](time, state, *args))
+        cost = [self._outputs.cost(ell(time, state, *args)) for ell in self._functions[1:]]
         if [leaf._version for leaf in leaves] != versions:
             raise FieldOutputError(
                 "f changed its argument y in place, which would make the solve wrong; "
@@ -201,59 +198,6 @@ class VectorField:
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
         return self._args.unflatten(leaves)
 
-    def _checked(self, result: Any) -> list[Tensor]:
-        slopes = self._state.flatten(result)
-        if slopes is None:
-            raise FieldOutputError(
-                f"f must return the structure of the state, {self._state!r}; "
-                f"it returned {type(result).__name__}: {Structure(result)!r}"
-            )
-        for i, (slope, (shape, dtype, device)) in enumerate(zip(slopes, self._like, strict=True)):
-            if not isinstance(slope, Tensor):
-                raise FieldOutputError(
-                    f"f must return tensors; leaf {self._leaf(i)} is a {type(slope).__name__}"
-                )
-            if slope.shape != shape:
-                raise FieldOutputError(
-                    f"f returned shape {list(slope.shape)} where the state is {list(shape)} "
-                    f"(leaf {self._leaf(i)}); the derivative has the shape of the state"
-                )
-            if slope.device != device:
-                raise FieldOutputError(
-                    f"f returned a tensor on {slope.device} where the state is on {device} "
-                    f"(leaf {self._leaf(i)}); move the model or the state with .to(...)"
-                )
-            if slope.dtype != dtype:
-                slopes[i] = self._cast(slope, dtype, i)
-        return slopes
-
-    def _cast(self, slope: Tensor, dtype: torch.dtype, i: int) -> Tensor:
-        if slope.dtype.is_complex and not dtype.is_complex:
-            raise FieldOutputError(
-                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
-                "make the initial state complex"
-            )
-        if not slope.dtype.is_floating_point and not slope.dtype.is_complex:
-            raise FieldOutputError(
-                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
-                "return a floating-point derivative"
-            )
-        if torch.finfo(slope.dtype).bits > torch.finfo(dtype).bits and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"f returned {slope.dtype} for a {dtype} state (leaf {self._leaf(i)}); it is rounded "
-                "to the state's dtype. Make f return that dtype, or solve in the wider one",
-                OdegradWarning,
-                stacklevel=2,
-            )
-        return slope.to(dtype)
-
-    def _checked_cost(self, cost: Any) -> Tensor:
-        if not isinstance(cost, Tensor) or not cost.dtype.is_floating_point:
-            got = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
-            raise InvalidTypeError(f"running must return one real tensor, it returned {got}")
-        return cost
-
     def cost_leaves(self, t: float, y: Leaves, p: Leaves) -> Leaves:
         """Zeros shaped like the running cost at (t, y): the initial quadrature leaves."""
         if len(self._functions) == 1:
@@ -261,10 +205,7 @@ class VectorField:
         with torch.no_grad():
             time = torch.full((), t, dtype=self.time_dtype, device=self.device)
             cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
-            return (torch.zeros_like(self._checked_cost(cost)),)
-
-    def _leaf(self, i: int) -> str:
-        return f"{i}{self._state.leaf_names()[i]}"
+            return (torch.zeros_like(self._outputs.cost(cost)),)
 
 
 class Linearization:

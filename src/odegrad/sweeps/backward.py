@@ -20,9 +20,9 @@ from odegrad.checkpoints import Advance, Checkpoints, Drop, Restore, Store, Tran
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.sweeps.forward import number, steps
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.slab import Slab
+from odegrad.sweeps.steps import number, steps
 
 __all__ = ["Cotangents", "backward"]
 

@@ -1,0 +1,120 @@
+"""The walk with adaptive steps: attempt, judge, accept or try again.
+
+Only accepted steps are yielded; a rejected attempt leaves no trace, not even in the random generators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from odegrad.errors import MaxStepsError, NonFiniteDerivativeError, StepTooSmallError
+from odegrad.grid import Grid, Nodes, Segment
+from odegrad.schemes.base import Step
+from odegrad.state import Leaves
+from odegrad.stepsize import AdaptiveStepSize, History, starting_step
+from odegrad.sweeps.run import Run
+from odegrad.sweeps.steps import Accepted, Landings, number
+
+__all__ = ["adaptive_steps"]
+
+DEFAULT_MAX_STEPS = 100_000
+
+
+def adaptive_steps(
+    run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Landings
+) -> Iterator[Accepted]:
+    """Takes steps as the controller says, each landing time being stepped onto."""
+    control, order = run.stepsize, run.scheme.error_order
+    assert isinstance(control, AdaptiveStepSize)
+    assert order is not None
+    times, field = run.times, run.field
+    history, n, segments = History(), 0, list[Segment]()
+    h = _first_size(run, control, y, p)
+    for j in range(len(times) - 1):
+        span, start = landings[j + 1] - landings[j], landings[j]
+        length, fractions = abs(times[j + 1] - times[j]), [0.0]
+        while fractions[-1] < 1.0:
+            sigma = fractions[-1]
+            size, left = min(h, control.dt_max), length * (1.0 - sigma)
+            lands = size >= left * (1.0 - 1e-10)
+            following = 1.0 if lands else sigma + size / length
+            t, dt = start + span * sigma, span * (following - sigma)
+            snapshot = field.snapshot()
+            step = run.scheme.step(field, t, dt, y, carry, p)
+            taken = length * (following - sigma)
+            ratio = _error_ratio(control, field.n_state, y, step)
+            decision = control.decide(ratio, history, order)
+            if not decision.accept:
+                if snapshot is not None:
+                    snapshot.restore()
+                run.stats.rejected += 1
+                history, h = decision.history, taken * decision.factor
+                _check_size(run, control, number(t), taken, h, ratio)
+                _check_count(run, number(t), taken)
+                continue
+            if taken > 0.0:
+                # A step cut short by a landing time says little about the size to go on with.
+                cut = lands and left < h and not history.rejected
+                h = max(h, taken * decision.factor) if cut else taken * decision.factor
+                history = decision.history
+            fractions.append(following)
+            yield Accepted(n, t, dt, y, carry, snapshot, step, j + 1 if following == 1.0 else None)
+            y, carry, n = step.y, step.carry, n + 1
+            if following < 1.0:
+                _check_count(run, number(t), taken)
+        segments.append(Nodes(tuple(fractions)))
+    run.grid = Grid(tuple(segments))
+
+
+def _first_size(run: Run, control: AdaptiveStepSize, y: Leaves, p: Leaves) -> float:
+    """The size of the first attempt; estimating it leaves no trace in generators and buffers."""
+    if control.dt0 is not None:
+        return control.dt0
+    if len(run.times) < 2:
+        return 1.0
+    direction = -1.0 if run.times[-1] < run.times[0] else 1.0
+    snapshot = run.field.snapshot()
+    h = starting_step(run.field, control, run.scheme.order, run.times[0], direction, y, p)
+    if snapshot is not None:
+        snapshot.restore()
+    return max(h, control.dt_min)
+
+
+def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> float:
+    """The scaled error of an attempt: the only place where a sweep waits for the device."""
+    if step.ok is False:
+        return math.inf
+    assert step.error is not None
+    error = tuple(x.detach() for x in step.error[:n])
+    return float(control.scaled_norm(error, y[:n], step.y[:n]))
+
+
+def _check_size(
+    run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float, ratio: float
+) -> None:
+    smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
+    if h >= smallest:
+        return
+    where = f"at t = {t:.6g} after {run.stats.accepted} accepted steps"
+    if not math.isfinite(ratio):
+        raise NonFiniteDerivativeError(
+            f"f gives NaN or infinity near the solution {where}, even for a step of {taken:.3g}. "
+            "The solution may blow up here, or leave the domain of f; check f at this point"
+        )
+    raise StepTooSmallError(
+        f"the error control asks for a step of {h:.3g}, below {smallest:.3g}, {where} "
+        f"(error / tolerance = {ratio:.3g}). The solution may be singular or stiff here, f may jump "
+        "(put the jump into ts), or the tolerances are below round-off: raise rtol and atol"
+    )
+
+
+def _check_count(run: Run, t: float, taken: float) -> None:
+    limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
+    attempts = run.stats.accepted + run.stats.rejected
+    if attempts >= limit:
+        raise MaxStepsError(
+            f"{attempts} steps attempted ({run.stats.rejected} rejected) and only t = {t:.6g} of "
+            f"{run.times[-1]:.6g} reached; the last step was {taken:.3g}. Raise max_steps or the "
+            "tolerances; if the steps are tiny, the problem may be stiff"
+        )
