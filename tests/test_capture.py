@@ -193,12 +193,12 @@ def test_what_only_the_trace_can_see():
     same(found(lambda t, y: odd.w * y), [odd.w])
 
 
-def test_arguments_come_last_and_are_not_captured_twice():
+def test_arguments_come_last_and_may_be_captured_too():
     a, b, c = weight(), weight(), torch.ones(2, dtype=F64)
     field, leaves = make(lambda t, y, p, q: a * y * p["b"] + b + q, args=({"b": b}, c))
     p = field.discover(0.0, leaves)
-    assert [id(x) for x in p] == [id(a), id(b), id(c)]
-    assert field.names()[1:] == ["args tensor 0", "args tensor 1"]
+    assert [id(x) for x in p] == [id(a), id(b), id(b), id(c)]
+    assert field.names()[2:] == ["args tensor 0", "args tensor 1"]
 
 
 def test_the_state_and_time_are_not_captured():

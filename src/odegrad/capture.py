@@ -17,28 +17,31 @@ name, through `torch.func.functional_call`, for a whole sweep at once; the other
 a function mode. In the plain case nothing is substituted: the module reads its own parameters.
 
 Known limits: a captured tensor that only code outside Python's function-override protocol reads (the
-arguments of a custom `torch.autograd.Function`, the inside of a TorchScript module) cannot be
-substituted by identity; `VectorField` detects it while differentiating and raises.
+arguments of a custom `torch.autograd.Function`, the inside of a TorchScript function) cannot be
+substituted by identity; that is detected while differentiating, by `check_reachable`, and raises.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage]
+)
 from torch.utils import _pytree as pytree
 
 from odegrad.replay import Snapshot
 from odegrad.scan import Scan
 from odegrad.state import Leaves
 
-__all__ = ["Captured", "Captures", "capture", "is_differentiable"]
+__all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "substituted", "version"]
 
 T = TypeVar("T")
 
@@ -48,6 +51,18 @@ def is_differentiable(x: object) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
+class Site(NamedTuple):
+    """One place in a module where a tensor hangs; `key` is its path from the captured roots."""
+
+    owner: nn.Module
+    attribute: str
+    key: str
+
+    def current(self) -> Tensor:
+        """The tensor that hangs there now."""
+        return cast("Tensor", getattr(self.owner, self.attribute))
+
+
 @dataclass(frozen=True, eq=False)
 class Captured:
     """One tensor that the function reads.
@@ -55,53 +70,57 @@ class Captured:
     Arguments:
         tensor: The tensor as it was met.
         name: How a person would find it, for messages.
-        owner: The module that holds it, if any.
-        attribute: Its attribute name there.
-        root: The index of the module among the captured root modules.
-        path: Its qualified name from that root.
-        is_buffer: Whether it is a buffer of the module.
+        sites: Where it hangs in modules; more than one place for tied weights.
+        direct: Whether the function (also) reads it by other ways than a module.
+        is_buffer: Whether it is a buffer of a module.
     """
 
     tensor: Tensor
     name: str
-    owner: nn.Module | None = None
-    attribute: str = ""
-    root: int = -1
-    path: str = ""
+    sites: tuple[Site, ...] = ()
+    direct: bool = False
     is_buffer: bool = False
 
-    def current(self) -> Tensor:
-        """The tensor that the function would read in this place now."""
-        if self.owner is None:
-            return self.tensor
-        return cast("Tensor", getattr(self.owner, self.attribute))
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether the function would by itself read `tensor` in place of this one now."""
+        if self.direct and self.tensor is not tensor:
+            return False
+        return all(site.current() is tensor for site in self.sites)
 
 
 @dataclass(eq=False)
 class Captures:
-    """All tensors that a function reads and that may need a gradient, in a fixed order.
+    """All tensors that a function reads, in a fixed order.
 
     Arguments:
         modules: The modules found, none inside another.
-        items: The captured tensors.
-        buffers: Buffers of those modules that need no gradient but have to be the same whenever the
+        items: The tensors that may need a gradient.
+        constants: The others that hang in modules or closures; they have to be the same whenever the
             function is called again.
+        modes: Whether each module was in training mode.
         stochastic: Whether the traced call drew random numbers.
         stateful: Whether the traced call changed buffers.
     """
 
     modules: list[nn.Module] = field(default_factory=list[nn.Module])
     items: list[Captured] = field(default_factory=list[Captured])
-    buffers: list[Captured] = field(default_factory=list[Captured])
+    constants: list[Captured] = field(default_factory=list[Captured])
+    modes: list[tuple[nn.Module, bool]] = field(default_factory=list[tuple[nn.Module, bool]])
     stochastic: bool = False
     stateful: bool = False
 
     def tensors(self) -> Leaves:
-        """The captured tensors."""
+        """The captured tensors that may need a gradient."""
         return tuple(item.tensor for item in self.items)
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers, as they hang in their modules now."""
+        return [c.sites[0].current() for c in self.constants if c.is_buffer]
 
     def bind(self, p: Leaves, thunk: Callable[[], T]) -> T:
         """thunk(), with the function reading `p` instead of what it would read.
+
+        Modules are in the training or evaluation mode in which they were found.
 
         Arguments:
             p: One tensor for each captured one, in order. Those that the function would read anyway
@@ -110,22 +129,33 @@ class Captures:
         """
         named: dict[str, Tensor] = {}
         identical: dict[int, Tensor] = {}
-        for item, tensor in zip(self.items, p, strict=True):
-            if item.current() is not tensor:
-                if item.owner is None:
+        for item, tensor in [
+            *zip(self.items, p, strict=True),
+            *((c, c.tensor) for c in self.constants if c.sites),
+        ]:
+            if not item.reads(tensor):
+                named |= {site.key: tensor for site in item.sites}
+                if item.direct:
                     identical[id(item.tensor)] = tensor
-                else:
-                    named[f"{item.root}.{item.path}"] = tensor
-        for item in self.buffers:
-            if item.current() is not item.tensor:
-                named[f"{item.root}.{item.path}"] = item.tensor
-        mode: AbstractContextManager[Any] = _Substitute(identical) if identical else nullcontext()
-        if not named:
-            with mode:
+        changed = [(module, mode) for module, mode in self.modes if module.training is not mode]
+        with ExitStack() as stack:
+            for module, mode in changed:
+                stack.callback(setattr, module, "training", not mode)
+                module.training = mode
+            if identical:
+                stack.enter_context(_Substitute(identical))
+            if not named:
                 return thunk()
-        with mode:
-            result = torch.func.functional_call(_Host(self.modules), named, (thunk,))
-        return cast("T", result)
+            return cast("T", torch.func.functional_call(_Host(self.modules), named, (thunk,)))
+
+
+def substituted(x: Any) -> Any:
+    """x, or what stands for it in a sweep around this one (a solve inside a vector field)."""
+    if isinstance(x, Tensor):
+        for mode in _get_current_function_mode_stack():
+            if isinstance(mode, _Substitute):
+                x = mode.replacements.get(id(x), x)
+    return x
 
 
 class _Host(nn.ModuleList):
@@ -140,7 +170,7 @@ class _Substitute(TorchFunctionMode):
 
     def __init__(self, replacements: dict[int, Tensor]) -> None:
         super().__init__()
-        self._replacements = replacements
+        self.replacements = replacements
 
     def __torch_function__(
         self,
@@ -154,7 +184,7 @@ class _Substitute(TorchFunctionMode):
 
     def _swap(self, tree: Any) -> Any:
         if isinstance(tree, Tensor):
-            return self._replacements.get(id(tree), tree)
+            return self.replacements.get(id(tree), tree)
         if type(tree) is tuple or type(tree) is list:
             return type(tree)([self._swap(x) for x in cast("list[Any]", tree)])
         if type(tree) is dict:
@@ -201,18 +231,22 @@ def capture(
         functions: The callables to scan.
         call: Calls them once; under `torch.no_grad`, so that every differentiable tensor it meets
             existed before.
-        known: Tensors that `call` passes as arguments; they are not captured.
+        known: Tensors that `call` makes and passes as arguments; they are not captured.
         device: Where random numbers may be drawn.
     """
     known = list(known)
     scan = Scan()
     for function in functions:
         scan.visit(function, "f", depth=0)
-    captures = Captures(modules=_roots(scan.modules))
-    members = [m for r, module in enumerate(captures.modules) for m in _members(module, r)]
-    captures.buffers = [m for m in members if m.is_buffer and not is_differentiable(m.tensor)]
+    roots = _roots(scan.modules)
+    members = _members(roots)
+    captures = Captures(modules=roots, modes=[(m, m.training) for r in roots for m in r.modules()])
+    constants = [m for m in members if not is_differentiable(m.tensor)]
+    held = {id(m.tensor) for m in members}
+    constants += [Captured(x, "a captured tensor") for x in scan.constants if id(x) not in held]
 
-    before = Snapshot.take(device, [b.tensor for b in captures.buffers])
+    before = Snapshot.take(device, [c.tensor for c in constants if c.is_buffer])
+    versions = [version(c.tensor) for c in constants]
     trace = _Trace(known)
     try:
         with torch.no_grad(), _uncompiled(), trace:
@@ -224,19 +258,30 @@ def capture(
         if captures.stochastic or captures.stateful or sys.exc_info()[0] is not None:
             before.restore()
 
-    others = [
+    # What f itself changes at every call (a counter) cannot be held to stay as it was.
+    captures.constants = [
+        c for c, v in zip(constants, versions, strict=True) if c.sites or version(c.tensor) == v
+    ]
+    captures.items = [
+        replace(m, direct=id(m.tensor) in scan.tensors)
+        for m in members
+        if is_differentiable(m.tensor)
+    ]
+    seen = {id(x) for x in known} | {id(item.tensor) for item in captures.items}
+    for tensor, name in [
         *scan.tensors.values(),
         *((x, "a tensor met while calling f") for x in trace.found.values()),
-    ]
-    seen = {id(x) for x in known}
-    for item in [
-        *(m for m in members if is_differentiable(m.tensor)),
-        *(Captured(tensor, f"{name}, shape {list(tensor.shape)}") for tensor, name in others),
     ]:
-        if id(item.tensor) not in seen:
-            seen.add(id(item.tensor))
-            captures.items.append(item)
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            name = f"{name}, shape {list(tensor.shape)}"
+            captures.items.append(Captured(tensor, name, direct=True))
     return captures
+
+
+def version(x: Tensor) -> int:
+    """How often x was changed in place (0 for an inference tensor, which does not count)."""
+    return 0 if x.is_inference() else x._version
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -251,11 +296,18 @@ def _roots(modules: list[nn.Module]) -> list[nn.Module]:
     return [m for m in modules if id(m) not in inside]
 
 
-def _members(root: nn.Module, index: int) -> Iterator[Captured]:
-    for prefix, module in root.named_modules():
-        for table in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
-            for attribute, tensor in table.items():
-                if tensor is not None:
+def _members(roots: list[nn.Module]) -> list[Captured]:
+    """The parameters and buffers of `roots`, each tensor once with all its places."""
+    found: dict[int, Captured] = {}
+    for index, root in enumerate(roots):
+        for prefix, module in root.named_modules():
+            for table in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+                for attribute, tensor in table.items():
+                    if tensor is None:
+                        continue
                     path = f"{prefix}.{attribute}" if prefix else attribute
+                    site = Site(module, attribute, f"{index}.{path}")
                     is_buffer = table is module._buffers  # pyright: ignore[reportPrivateUsage]
-                    yield Captured(tensor, path, module, attribute, index, path, is_buffer)
+                    old = found.get(id(tensor)) or Captured(tensor, path, (), False, is_buffer)
+                    found[id(tensor)] = replace(old, sites=(*old.sites, site))
+    return list(found.values())

@@ -7,6 +7,7 @@ from `OdegradError` and from the built-in exception that a Python user would exp
 from __future__ import annotations
 
 __all__ = [
+    "ChangedTensorError",
     "FieldOutputError",
     "GradientUnavailableError",
     "InvalidTypeError",
@@ -18,6 +19,7 @@ __all__ = [
     "NonFiniteStateError",
     "OdegradError",
     "OdegradWarning",
+    "RandomFieldError",
     "SolveError",
     "StepTooSmallError",
     "UnreachableTensorError",
@@ -50,6 +52,14 @@ class NonFiniteInputError(InvalidValueError):
 
 class UnreachableTensorError(OdegradError, RuntimeError):
     """The vector field used a tensor that requires grad and that no gradient would reach."""
+
+
+class ChangedTensorError(OdegradError, RuntimeError):
+    """A tensor that the vector field reads was changed between a solve and its backward pass."""
+
+
+class RandomFieldError(OdegradError, RuntimeError):
+    """The vector field drew random numbers in a way that cannot be repeated exactly."""
 
 
 class GradientUnavailableError(OdegradError, RuntimeError):

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from odegrad.capture import Captures, capture
+from odegrad.capture import Captures, capture, version
 from odegrad.errors import (
+    ChangedTensorError,
     FieldOutputError,
-    UnreachableTensorError,
+    RandomFieldError,
 )
 from odegrad.outputs import Outputs
+from odegrad.reach import check_reachable
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves, OptionalLeaves, Structure, Time, widest_real_dtype
 
@@ -68,6 +70,8 @@ class VectorField:
         self.time_dtype = widest_real_dtype(y0)
         self.device = y0[0].device if y0 else torch.device("cpu")
         self._captures = Captures()
+        self._versions: list[int] = []
+        self._returned: list[tuple[Tensor, int]] = []
         kind = self.device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.evaluations = 0
@@ -88,10 +92,10 @@ class VectorField:
         y = tuple(leaf.detach().clone() for leaf in y)
         args = tuple(x.detach() for x in self.arguments)
         evaluations = self.evaluations
-        self._captures = capture(
-            self._functions, lambda: self(t, y, args), [*y, *args, *self.arguments], self.device
-        )
+        functions = [*self._functions, *(x for x in self._arg_leaves if callable(x))]
+        self._captures = capture(functions, lambda: self(t, y, args), [*y, *args], self.device)
         self.evaluations = evaluations
+        self.mark()
         return (*self._captures.tensors(), *self.arguments)
 
     def names(self) -> list[str]:
@@ -103,7 +107,8 @@ class VectorField:
         """The leaves to differentiate when p is given: f's own where it can read them, else copies.
 
         A leaf that f reads by itself serves as it is, so that nothing needs to be substituted. A
-        tensor with a history is replaced by a detached copy: the history is for the caller's graph.
+        tensor with a history, or with hooks, is replaced by a detached copy: the history and the hooks
+        are for the caller's graph.
 
         Arguments:
             p: The tensors that f read in the forward sweep.
@@ -112,7 +117,7 @@ class VectorField:
         items = self._captures.items
         return tuple(
             x
-            if want and x.is_leaf and i < len(items) and items[i].current() is x
+            if want and x.is_leaf and i < len(items) and items[i].reads(x) and not _hooked(x)
             else x.detach().requires_grad_(want)
             for i, (x, want) in enumerate(zip(p, wanted, strict=True))
         )
@@ -131,7 +136,43 @@ class VectorField:
         found = self._captures
         if not (found.stochastic or found.stateful):
             return None
-        return Snapshot.take(self.device, [b.current() for b in found.buffers])
+        return Snapshot.take(self.device, found.buffers())
+
+    def mark(self) -> None:
+        """Remembers the versions of the tensors that f reads and that have no gradient."""
+        self._versions = [version(c.tensor) for c in self._captures.constants]
+
+    def check_unchanged(self) -> None:
+        """Refuses to go on if such a tensor was changed in place since `mark`.
+
+        Raises:
+            ChangedTensorError: Since evaluating f again would not give what it gave.
+        """
+        for c, v in zip(self._captures.constants, self._versions, strict=True):
+            if version(c.tensor) != v and not (c.is_buffer and self._captures.stateful):
+                raise ChangedTensorError(
+                    f"{c.name}, of shape {list(c.tensor.shape)}, which f reads, was changed in place "
+                    "between the solve and its backward pass, which has to evaluate f again. Call "
+                    "backward first, or give f a copy; gradient=Tape() does not evaluate f again"
+                )
+
+    def repeatable(self, thunk: Callable[[], T]) -> T:
+        """thunk(), which evaluates f, refused if f drew random numbers that `discover` did not see.
+
+        Raises:
+            RandomFieldError: Since evaluating f again would draw others.
+        """
+        if self.stochastic:
+            return thunk()
+        before = Snapshot.take(self.device, ())
+        result = thunk()
+        if not before.same_generators(Snapshot.take(self.device, ())):
+            raise RandomFieldError(
+                "f draws random numbers at some times but did not at its first call, so the backward "
+                "pass could not draw the same ones. Draw the noise once, outside f, or at every call; "
+                "gradient=Tape() does not evaluate f again"
+            )
+        return result
 
     @property
     def stochastic(self) -> bool:
@@ -157,16 +198,23 @@ class VectorField:
         else:
             time = torch.full((), t, dtype=self.time_dtype, device=self.device)
         leaves = y[: self.n_state]
-        versions = [leaf._version for leaf in leaves]
+        versions = [version(leaf) for leaf in leaves]
         state = self._state.unflatten(leaves)
         args = self._arguments(p)
         slopes = self._outputs.slopes(self._functions[0](time, state, *args))
         cost = [self._outputs.cost(ell(time, state, *args)) for ell in self._functions[1:]]
-        if [leaf._version for leaf in leaves] != versions:
+        if [version(leaf) for leaf in leaves] != versions:
             raise FieldOutputError(
                 "f changed its argument y in place, which would make the solve wrong; "
                 "write y = y * 2 instead of y.mul_(2), or begin f with y = y.clone()"
             )
+        if any(version(old) != v for old, v in self._returned):
+            self._returned = []
+            raise FieldOutputError(
+                "f changed what it had returned before (it writes its results into one buffer), which "
+                "would make the solve wrong; return a new tensor, or buffer.clone()"
+            )
+        self._returned = [(slope.detach(), version(slope)) for slope in slopes]
         return (*slopes, *cost)
 
     def linearize(self, t: Time, y: Leaves, p: Leaves) -> Linearization:
@@ -239,9 +287,9 @@ class Linearization:
         wanted = [i for i, x in enumerate(self._p) if x.requires_grad]
         inputs += [self._p[i] for i in wanted]
         grads: Sequence[Tensor | None] = [None] * len(inputs)
+        check_reachable(self._outputs, inputs)
         if pairs:
             outputs, cotangents = zip(*pairs, strict=True)
-            self._check_reachable(outputs, inputs)
             grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
         n = len(self._y)
         grad_y = tuple(
@@ -256,23 +304,7 @@ class Linearization:
             grad_p[i] = g
         return grad_t, grad_y, tuple(grad_p)
 
-    def _check_reachable(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        """Walks the graph to its leaves: each has to be one of the inputs (a few microseconds)."""
-        allowed = {id(x) for x in inputs}
-        nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
-        seen = set(nodes)
-        while nodes:
-            for node, _ in nodes.pop().next_functions:
-                if node is None or node in seen:
-                    continue
-                seen.add(node)
-                nodes.append(node)
-                leaf = getattr(node, "variable", None)
-                if leaf is not None and id(leaf) not in allowed:
-                    raise UnreachableTensorError(
-                        f"f used a tensor of shape {list(leaf.shape)} that requires grad and is "
-                        "neither y, t, a tensor in args, nor one found by scanning and tracing f, "
-                        "so its gradient would be lost. Pass it in args=(…), make it an attribute "
-                        "of a module f calls, or detach it. (If f detaches y and marks the copy "
-                        "with requires_grad_(), use y itself.)"
-                    )
+
+def _hooked(x: Tensor) -> bool:
+    """Whether the user put hooks on x, which must see one gradient and not one per evaluation."""
+    return bool(x._backward_hooks)  # pyright: ignore[reportPrivateUsage]

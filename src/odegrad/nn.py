@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from odegrad.errors import InvalidTypeError
 from odegrad.gradients import Discrete, Gradient
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
@@ -50,6 +51,11 @@ class NeuralODE(nn.Module):
 
     def forward(self, y0: Any, ts: Tensor | Sequence[float], args: tuple[Any, ...] = ()) -> Any:
         """The states at `ts`, leaves of shape [len(ts), *leaf.shape]; y0 is the state at ts[0]."""
+        if self._autonomous and args:
+            raise InvalidTypeError(
+                f"{type(self.net).__name__} takes the state alone, but args were given; "
+                "write its forward as forward(self, t, y, *args)"
+            )
         field = self._state_only if self._autonomous else self.net
         return solve(
             field,

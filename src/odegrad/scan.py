@@ -7,9 +7,13 @@ not entered.
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import islice
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 __all__ = ["Scan"]
 
 _LIBRARIES = ("torch.", "numpy.", "scipy.", "builtins", "odegrad.")
+_GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME")
+_MOST_ENTRIES = 10_000  # of a container: a field over a large list must not pay for it every time
 
 
 class Scan:
@@ -25,11 +31,13 @@ class Scan:
     Attributes:
         modules: The modules found, in the order of discovery.
         tensors: By id, the differentiable tensors found outside modules, each with a name.
+        constants: The other tensors found outside modules.
     """
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
         self.tensors: dict[int, tuple[Tensor, str]] = {}
+        self.constants: list[Tensor] = []
         self._visited: set[int] = set()
 
     def visit(self, x: Any, name: str, depth: int, *, attribute: bool = False) -> None:
@@ -42,6 +50,8 @@ class Scan:
             # a non-leaf attribute counts only if the trace meets it.
             if x.requires_grad and (x.is_leaf or not attribute):
                 self.tensors[id(x)] = (x, name)
+            elif not x.requires_grad:
+                self.constants.append(x)
         elif isinstance(x, nn.Module):
             self.modules.append(x)
             for module in x.modules():
@@ -54,12 +64,14 @@ class Scan:
             self.visit(x.__self__, f"{name}.__self__", depth + 1)
         elif isinstance(x, types.FunctionType):
             self._function(x, name, depth)
-        elif isinstance(x, (list, tuple, set, frozenset)):
-            for i, part in enumerate(cast("Iterable[Any]", x)):
-                self.visit(part, f"{name}[{i}]", depth + 1, attribute=attribute)
-        elif isinstance(x, dict):
-            for key, part in cast("dict[Any, Any]", x).items():
-                self.visit(part, f"{name}[{key!r}]", depth + 1, attribute=attribute)
+        elif isinstance(x, (list, tuple, set, frozenset, deque)):
+            # A container may be a log of earlier results: its entries count like attributes.
+            for i, part in enumerate(islice(cast("Iterable[Any]", x), _MOST_ENTRIES)):
+                self.visit(part, f"{name}[{i}]", depth + 1, attribute=True)
+        elif isinstance(x, Mapping):
+            items = islice(cast("Mapping[Any, Any]", x).items(), _MOST_ENTRIES)
+            for key, part in items:
+                self.visit(part, f"{name}[{key!r}]", depth + 1, attribute=True)
         elif not type(x).__module__.startswith(_LIBRARIES) and not isinstance(x, types.ModuleType):
             self._attributes(x, name, depth)
             self.visit(vars(type(x)).get("__call__"), name, depth + 1)
@@ -80,17 +92,18 @@ class Scan:
                 self.visit(cell.cell_contents, f"captured variable {key!r}", depth + 1)
             except ValueError:  # an empty cell: the variable is not bound yet
                 continue
-        for key in _names(x.__code__):
+        for key in _global_names(x.__code__):
             if key in x.__globals__:
                 self.visit(x.__globals__[key], f"global variable {key!r}", depth + 1)
         for part in [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]:
             self.visit(part, f"default argument of {x.__qualname__}", depth + 1)
 
 
-def _names(code: types.CodeType) -> set[str]:
+@lru_cache(maxsize=1024)
+def _global_names(code: types.CodeType) -> frozenset[str]:
     """The global names that a code object and those nested in it may read."""
-    names = set(code.co_names)
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL_READS}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
+            names |= _global_names(constant)
+    return frozenset(names)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odegrad.capture import substituted
 from odegrad.errors import (
+    GradientUnavailableError,
     InvalidTypeError,
     InvalidValueError,
     NonFiniteInputError,
@@ -17,7 +19,8 @@ from odegrad.errors import (
     OdegradWarning,
 )
 from odegrad.field import VectorField
-from odegrad.gradients import Discrete, Gradient
+from odegrad.gradients import Discrete, Gradient, Tape
+from odegrad.gradients.base import forward_transform
 from odegrad.schemes import SCHEMES, Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
@@ -88,18 +91,30 @@ def solve(
         0.135335 -0.135335
     """
     _check_choices(f, scheme, stepsize, gradient, max_steps)
+    # Under a transform numbers cannot be looked at, so their finiteness is not checked.
+    transformed = forward_transform()
+    if transformed and not isinstance(gradient, Tape):
+        raise GradientUnavailableError(
+            f"{transformed} does not go through gradient={gradient}; use gradient=odegrad.Tape(), "
+            "whose steps are ordinary differentiable operations"
+        )
+    check_finite = check_finite and not transformed
     leaves, structure = _checked_state(y0, check_finite)
     times_tensor, times = _checked_times(ts)
+    # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
+    leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
     if not isinstance(args, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidTypeError(
             f"args must be a tuple, received {type(args).__name__}; write args=(x,)"
         )
     field = VectorField(f, structure, leaves, args, running)
     p = field.arguments
-    if torch.is_grad_enabled():
+    # Without gradients, adaptive steps still have to know whether f draws random numbers.
+    if torch.is_grad_enabled() or isinstance(stepsize, AdaptiveStepSize):
         p = field.discover(times[0], leaves)
         if field.stochastic and isinstance(stepsize, AdaptiveStepSize):
             _warn_stochastic()
+    p = tuple(map(substituted, p))
     y = (*leaves, *field.cost_leaves(times[0], leaves, p))
     eps = torch.finfo(times_tensor.dtype).eps
     monitor = None
@@ -108,7 +123,8 @@ def solve(
             times, lambda x: structure.unflatten(x[: len(leaves)]), callback, progress
         )
     run = Run(field, scheme, stepsize, times, eps, max_steps, monitor)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor)):
+    needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor))
+    if needed or transformed:
         ys = gradient.solve(run, y, p, times_tensor)
     else:
         with torch.no_grad():
@@ -201,6 +217,8 @@ def _checked_state(y0: Any, check_finite: bool) -> tuple[Leaves, Structure]:
 def _checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
     if not isinstance(ts, Tensor):
         try:
+            if any(isinstance(t, Tensor) for t in ts):
+                ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
             ts = torch.as_tensor(ts, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidTypeError(
@@ -230,7 +248,9 @@ def _checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
 
 def _check_result(ys: Leaves, times: tuple[float, ...]) -> None:
     for leaf in ys:
-        finite = torch.isfinite(leaf.detach()).flatten(1).all(dim=1)
+        if leaf.numel() == 0:
+            continue
+        finite = torch.isfinite(leaf.detach()).reshape(len(times), -1).all(dim=1)
         if not bool(finite.all()):
             j = int(torch.nonzero(~finite)[0])
             raise NonFiniteStateError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from odegrad.checkpoints.actions import Action, Advance, Drop, Restore, Store, Transpose
-from odegrad.errors import InvalidValueError
+from odegrad.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["Checkpoints", "Every", "StoreAll"]
 
@@ -58,6 +58,7 @@ class Every:
         k: The distance of stored states in steps; √N keeps the fewest states.
 
     Raises:
+        InvalidTypeError: If k is not an int.
         InvalidValueError: If k < 1.
 
     Example:
@@ -77,6 +78,8 @@ class Every:
     k: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.k, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTypeError(f"Every needs a whole number of steps, received {self.k!r}")
         if self.k < 1:
             raise InvalidValueError(f"Every needs a distance of at least 1 step, received {self.k}")
 

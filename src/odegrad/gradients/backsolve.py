@@ -50,12 +50,14 @@ class Backsolve(Gradient):
 def _rule(run: Run, n_y: int, n_p: int) -> Rule:
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y : n_y + n_p]
-        ys, _ = run.field.bound(p, lambda: forward(run, y0, p, run.times))
+        ys, _ = run.repeatable(p, lambda: forward(run, y0, p, run.times))
+        run.field.mark()
         return ys, tuple(y.clone() for y in ys)
 
     def transpose(
         inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
     ) -> OptionalLeaves:
+        run.field.check_unchanged()
         p = run.field.own(inputs[n_y : n_y + n_p], needs[n_y:-1])
         found = run.field.bound(p, lambda: _integrate(run, p, kept, grad_ys))
         grads = (*found[0], *found[1], stack_times(found[2], inputs[-1]))

@@ -10,7 +10,7 @@ from torch import Tensor
 from odegrad.state import Leaves
 from odegrad.sweeps import Run
 
-__all__ = ["Gradient", "landing_times"]
+__all__ = ["Gradient", "forward_transform", "landing_times"]
 
 
 class Gradient(ABC):
@@ -34,3 +34,13 @@ class Gradient(ABC):
 def landing_times(ts: Tensor) -> Tensor:
     """Landing times as steps use them: float64 on the CPU, where a 0-dim tensor costs no transfer."""
     return ts.to(device="cpu", dtype=torch.float64)
+
+
+def forward_transform() -> str | None:
+    """The name of an active transform that a node with a transpose alone would not serve, or None."""
+    if torch.autograd.forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        return "forward-mode differentiation"
+    for interpreter in torch._C._functorch.get_interpreter_stack() or ():  # pyright: ignore
+        if interpreter.key() == torch._C._functorch.TransformType.Vmap:  # pyright: ignore
+            return "torch.func.vmap"
+    return None

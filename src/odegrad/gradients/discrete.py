@@ -55,7 +55,8 @@ def _rule(run: Run, checkpoints: Checkpoints, n_y: int, n_p: int) -> Rule:
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y : n_y + n_p]
-        ys, slab = run.field.bound(p, lambda: forward(run, y0, p, run.times, checkpoints))
+        ys, slab = run.repeatable(p, lambda: forward(run, y0, p, run.times, checkpoints))
+        run.field.mark()
         kept = slab.tensors()
         slab.forget_data()
         slabs.append(slab)
@@ -64,6 +65,7 @@ def _rule(run: Run, checkpoints: Checkpoints, n_y: int, n_p: int) -> Rule:
     def transpose(
         inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
     ) -> OptionalLeaves:
+        run.field.check_unchanged()
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y : n_y + n_p], needs[n_y:-1])
         landings = landing_times(ts).detach() if needs[-1] else None
@@ -71,6 +73,7 @@ def _rule(run: Run, checkpoints: Checkpoints, n_y: int, n_p: int) -> Rule:
         grads = run.field.bound(
             p, lambda: backward(run, y0, p, landings, checkpoints, slab, grad_ys)
         )
+        run.field.mark()
         grad_ts = stack_times(grads.times, ts) if needs[-1] else None
         found = (*grads.y0, *_zeros(grads.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(found, needs, strict=True))

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from odegrad.errors import GradientUnavailableError
+from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 
 __all__ = ["Rule", "apply"]
@@ -77,6 +78,7 @@ class _Nested:
         if order == 0:
             given = iter(v)
             outputs = self.rule.replay(tuple(next(given) if x is None else x for x in self.inputs))
+            check_reachable(outputs, v)
             return tuple(outputs[i] for i in self.present)
         n = self.n_arguments(order - 1)
         arguments, cotangents = v[:n], v[n:]

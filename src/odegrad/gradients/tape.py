@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odegrad.gradients.base import Gradient, landing_times
+from odegrad.gradients.base import Gradient, forward_transform, landing_times
 from odegrad.state import Leaves
 from odegrad.sweeps import Run, forward
 
@@ -23,6 +23,7 @@ class Tape(Gradient):
 
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
         """Solves on the autograd graph."""
-        landings = landing_times(ts) if ts.requires_grad else run.times
+        timed = ts.requires_grad or forward_transform() is not None
+        landings = landing_times(ts) if timed else run.times
         with torch.enable_grad():
             return run.field.bound(p, lambda: forward(run, y0, p, landings)[0])

@@ -60,7 +60,8 @@ class Fixed:
         dt: The largest step, in units of time, positive (also for descending times).
 
     Raises:
-        InvalidValueError: If dt is not a positive finite number.
+        InvalidTypeError: If dt is not a number.
+        InvalidValueError: If dt is not positive and finite.
 
     Example:
         >>> import odegrad
@@ -71,6 +72,11 @@ class Fixed:
     dt: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.dt, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTypeError(
+                f"Fixed needs a step as a number, received {type(self.dt).__name__}; no gradient flows "
+                "to a step size"
+            )
         if not (math.isfinite(self.dt) and self.dt > 0):
             raise InvalidValueError(
                 f"Fixed needs a positive step in units of time, received dt={self.dt!r}; "

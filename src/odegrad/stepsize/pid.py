@@ -80,8 +80,21 @@ class PID:
     norm: Callable[[Leaves], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
+        for name in (
+            "rtol",
+            "atol",
+            "p",
+            "i",
+            "d",
+            "safety",
+            "factor_min",
+            "factor_max",
+            "dt_min",
+            "dt_max",
+        ):
             value = getattr(self, name)
+            if not isinstance(value, (int, float, Tensor)):
+                raise InvalidTypeError(f"PID: {name} must be a number, received {value!r}")
             if isinstance(value, Tensor):
                 raise InvalidTypeError(
                     f"{name} must be a float, received a tensor: no gradient flows to a tolerance; "
@@ -113,6 +126,11 @@ class PID:
                 e / (self.atol + self.rtol * torch.maximum(a.abs(), b.abs()))
                 for e, a, b in zip(x, y0, y1, strict=True)
             )
+            if self.atol == 0.0:  # an entry that is and stays zero has no error: 0/0 is 0
+                scaled = tuple(
+                    torch.where(e == 0, torch.zeros_like(s), s)
+                    for e, s in zip(x, scaled, strict=True)
+                )
             return (self.norm or rms_norm)(scaled)
 
     def decide(self, ratio: float, history: History, order: int) -> Decision:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
@@ -17,6 +17,8 @@ from odegrad.state import Leaves
 from odegrad.stepsize import StepSize
 
 __all__ = ["Monitor", "Run", "Stats", "StepInfo"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -160,6 +162,12 @@ class Run:
         """The grid of a forward sweep that is through."""
         assert self.grid is not None
         return self.grid
+
+    def repeatable(self, p: Leaves, thunk: Callable[[], T]) -> T:
+        """thunk(), with p bound, for a sweep whose evaluations of f will be repeated."""
+        if self.monitor is not None:  # a callback may draw random numbers of its own
+            return self.field.bound(p, thunk)
+        return self.field.repeatable(lambda: self.field.bound(p, thunk))
 
     def count(self) -> None:
         """Brings the counters of f up to date."""

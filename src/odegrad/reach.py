@@ -1,0 +1,43 @@
+"""Does a graph end in the tensors it is differentiated for, and in no others?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from odegrad.errors import UnreachableTensorError
+
+__all__ = ["check_reachable"]
+
+
+def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Walks the graph of `outputs` to its leaves (a few microseconds for a small network).
+
+    Raises:
+        UnreachableTensorError: If a leaf is not one of `inputs`: its gradient would be lost.
+    """
+    allowed = {id(x) for x in inputs}
+    for x in outputs:
+        if x.is_leaf and x.requires_grad and id(x) not in allowed:
+            _raise(x)
+    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        for node, _ in nodes.pop().next_functions:
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes.append(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in allowed:
+                _raise(leaf)
+
+
+def _raise(leaf: Tensor) -> None:
+    raise UnreachableTensorError(
+        f"f used a tensor of shape {list(leaf.shape)} that requires grad and that is neither y, t, a "
+        "tensor in args, nor one that scanning and tracing f found and can follow, so its gradient "
+        "would be lost. Pass it in args=(…), make it an attribute of a module that f calls, or "
+        "detach it. (If f detaches y and marks the copy with requires_grad_(), use y itself.)"
+    )
