@@ -28,6 +28,11 @@ class Discrete(Gradient):
     only the states that `checkpoints` names are kept. Second and higher derivatives are exact, too,
     at the memory of `Tape`.
 
+    f is evaluated again in the backward sweep, with the same parameters, buffers, training mode,
+    autocast state and random numbers of torch's default generators. What else f may depend on (a
+    generator of its own, NumPy's, a counter in Python) has to give the same again: it is not replayed,
+    and such a field needs `Tape`.
+
     Arguments:
         checkpoints: Which states to keep; `StoreAll` (default) or `Every(k)`.
 
