@@ -446,3 +446,43 @@ def test_interrupt_leaves_everything_as_it_was() -> None:
     torch.manual_seed(0)
     countdown[0] = 10**9
     assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+
+
+def test_rejected_attempts_leave_no_trace_in_buffers_and_generators() -> None:
+    """Only accepted steps count: 6 evaluations each and 1 at the start, for Dopri5."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    y0 = torch.randn(5, 2, dtype=torch.float64)
+    sol = odegrad.solve(
+        lambda t, y: 5 * net(y) * torch.tanh(50 * (t - 0.5)),
+        y0,
+        [0.0, 1.0],
+        scheme=odegrad.Dopri5(),
+        stepsize=odegrad.PID(1e-3, 1e-3, dt0=0.5),
+    )
+    assert sol.stats.rejected > 0
+    assert int(net[1].num_batches_tracked) == 6 * sol.stats.accepted + 1
+
+
+def test_the_callers_state_is_never_handed_to_f() -> None:
+    y0 = ONE.clone()
+    with torch.no_grad(), pytest.raises(errors.FieldOutputError, match="in place"):
+        odegrad.solve(lambda t, y: y.mul_(2), y0, [0.0, 1.0], stepsize=Steps(2))
+    assert torch.equal(y0, ONE)
+
+
+def test_a_step_cut_short_by_a_time_does_not_shorten_the_next() -> None:
+    plain = odegrad.solve(decay, ONE, [0.0, 5.0]).stats.accepted
+    cut = odegrad.solve(decay, ONE, [0.0, 2.5, 2.5 + 1e-7, 5.0]).stats.accepted
+    assert cut <= plain + 3
+
+
+def test_the_smallest_step_allowed_is_tried() -> None:
+    """A step just above dt_min is rejected, one of dt_min would pass: no error."""
+    f = lambda t, y: torch.cos(6 * t) * y  # noqa: E731
+    free = odegrad.solve(f, ONE, [0.0, 1.0], stepsize=odegrad.PID(1e-6, 1e-6, dt0=0.5))
+    assert free.stats.rejected > 0
+    sizes = np.diff(free.grid.times([0.0, 1.0]))
+    smallest = float(sizes[:-1].min())
+    held = odegrad.PID(1e-6, 1e-6, dt0=smallest * 1.6, dt_min=smallest * 0.97)
+    sol = odegrad.solve(f, ONE, [0.0, 1.0], stepsize=held)
+    assert np.diff(sol.grid.times([0.0, 1.0]))[:-1].min() >= smallest * 0.97 - 1e-15

@@ -50,6 +50,8 @@ def adaptive_steps(
                     snapshot.restore()
                 run.stats.rejected += 1
                 history, h = decision.history, taken * decision.factor
+                if taken > control.dt_min:  # the smallest step allowed gets its try
+                    h = max(h, control.dt_min)
                 _check_size(run, control, number(t), taken, h, ratio)
                 _check_count(run, number(t), taken)
                 continue
@@ -57,11 +59,13 @@ def adaptive_steps(
                 # A step cut short by a landing time says little about the size to go on with.
                 cut = lands and left < h and not history.rejected
                 h = max(h, taken * decision.factor) if cut else taken * decision.factor
+                h = max(h, control.dt_min)
                 history = decision.history
             fractions.append(following)
             yield Accepted(n, t, dt, y, carry, snapshot, step, j + 1 if following == 1.0 else None)
             y, carry, n = step.y, step.carry, n + 1
             if following < 1.0:
+                _check_size(run, control, number(t), taken, h, ratio)
                 _check_count(run, number(t), taken)
         segments.append(Nodes(tuple(fractions)))
     run.grid = Grid(tuple(segments))
