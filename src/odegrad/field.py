@@ -98,11 +98,6 @@ class VectorField:
         self.mark()
         return (*self._captures.tensors(), *self.arguments)
 
-    def names(self) -> list[str]:
-        """A name for each tensor of p, for messages."""
-        captured = [item.name for item in self._captures.items]
-        return captured + [f"args tensor {i}" for i in range(len(self.arguments))]
-
     def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
         """The leaves to differentiate when p is given: f's own where it can read them, else copies.
 
