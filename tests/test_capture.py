@@ -52,9 +52,8 @@ def test_module_parameters_in_order():
         assert [id(x) for x in found(f)] == [id(x) for x in net.parameters()]
     field, leaves = make(lambda t, y: net(y))
     field.discover(0.0, leaves)
-    assert {item.name for item in field._captures.items} == [
-        name for name, _ in net.named_parameters()
-    ]
+    names = [item.name for item in field._captures.items]
+    assert names == [name for name, _ in net.named_parameters()]
 
 
 def test_frozen_parameters_are_left_out():

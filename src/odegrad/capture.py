@@ -31,17 +31,15 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage]
-)
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odegrad.replay import Snapshot
 from odegrad.scan import Scan
 from odegrad.state import Leaves
+from odegrad.substitute import Host, Substitute
 
-__all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "substituted", "version"]
+__all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "version"]
 
 T = TypeVar("T")
 
@@ -143,53 +141,10 @@ class Captures:
                 stack.callback(setattr, module, "training", not mode)
                 module.training = mode
             if identical:
-                stack.enter_context(_Substitute(identical))
+                stack.enter_context(Substitute(identical))
             if not named:
                 return thunk()
-            return cast("T", torch.func.functional_call(_Host(self.modules), named, (thunk,)))
-
-
-def substituted(x: Any) -> Any:
-    """x, or what stands for it in a sweep around this one (a solve inside a vector field)."""
-    if isinstance(x, Tensor):
-        for mode in _get_current_function_mode_stack():
-            if isinstance(mode, _Substitute):
-                x = mode.replacements.get(id(x), x)
-    return x
-
-
-class _Host(nn.ModuleList):
-    """Holds the root modules, so that functional_call reaches all of them at once."""
-
-    def forward(self, thunk: Callable[[], Any]) -> Any:
-        return thunk()
-
-
-class _Substitute(TorchFunctionMode):
-    """Replaces tensors by others, by identity, in the arguments of every torch function."""
-
-    def __init__(self, replacements: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.replacements = replacements
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        del types
-        return func(*self._swap(args), **self._swap(kwargs or {}))
-
-    def _swap(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return self.replacements.get(id(tree), tree)
-        if type(tree) is tuple or type(tree) is list:
-            return type(tree)([self._swap(x) for x in cast("list[Any]", tree)])
-        if type(tree) is dict:
-            return {key: self._swap(x) for key, x in cast("dict[Any, Any]", tree).items()}
-        return tree
+            return cast("T", torch.func.functional_call(Host(self.modules), named, (thunk,)))
 
 
 class _Trace(TorchFunctionMode):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odegrad.capture import substituted
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
@@ -26,6 +25,7 @@ from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
 from odegrad.state import Leaves, Structure
 from odegrad.stepsize import PID, AdaptiveStepSize, FixedStepSize, StepSize
+from odegrad.substitute import substituted
 from odegrad.sweeps import Monitor, Run, StepInfo, forward
 
 __all__ = ["solve"]

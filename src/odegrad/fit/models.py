@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -64,7 +65,7 @@ class Transform:
         return x.exp() if self.log else x
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """A vector field f(t, z) and the state z0 at t = 0, all of it parameters.
 
     Arguments:
@@ -75,9 +76,9 @@ class Model(nn.Module):
         super().__init__()
         self.z0 = nn.Parameter(z0.detach().clone())
 
+    @abstractmethod
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """dz/dt at time t, shape like z."""
-        raise NotImplementedError
 
 
 class MLP(Model):

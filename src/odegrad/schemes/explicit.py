@@ -35,7 +35,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from odegrad.field import Linearization, VectorField
+from odegrad.field import VectorField
+from odegrad.linearization import Linearization
 from odegrad.schemes.base import Keep, Scheme, Step, StepGrad
 from odegrad.schemes.tableau import Tableau
 from odegrad.state import Leaves, OptionalLeaves, Time, add, axpy, combine, inner, scale
