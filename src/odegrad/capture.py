@@ -241,7 +241,7 @@ def version(x: Tensor) -> int:
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Runs compiled functions eagerly, so that the trace sees their tensors."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes a second: nothing is compiled
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it is slow
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 

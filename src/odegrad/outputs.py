@@ -15,7 +15,7 @@ __all__ = ["Outputs"]
 
 
 class Outputs:
-    """Checks the results of f at every call (under a microsecond per leaf).
+    """Checks the results of f at every call.
 
     Arguments:
         state: The structure of the state.
