@@ -209,6 +209,29 @@ def test_constants_changed_between_the_sweeps_are_noticed(kind: str, gradient: A
         ys.sum().backward()
 
 
+def test_what_f_does_not_read_may_change() -> None:
+    """A trainer that f hangs on keeps a running total and other modules with buffers."""
+
+    class Trainer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+            self.other = nn.BatchNorm1d(3).double()
+            self.total = torch.zeros((), dtype=torch.float64)
+
+    trainer, y0 = Trainer(), leaf(4, 3)
+    encoded = trainer.other(y0)
+    ys = odegrad.solve(
+        lambda t, y: trainer.net(y), encoded, TS, scheme=odegrad.RK4(), stepsize=Steps(2)
+    ).ys
+    trainer.total += 1.0
+    version = trainer.other.running_mean._version
+    ys.square().sum().backward()
+    assert trainer.other.running_mean._version == version
+    assert trainer.net[1].num_batches_tracked == 16  # 2 intervals, 2 steps, 4 stages
+    assert y0.grad is not None
+
+
 def test_a_leaf_returned_unchanged_from_a_hidden_place() -> None:
     w = leaf(2, seed=1)
     hidden = deque([w])

@@ -476,13 +476,22 @@ def test_a_step_cut_short_by_a_time_does_not_shorten_the_next() -> None:
     assert cut <= plain + 3
 
 
+class Scripted(odegrad.PID):
+    """The first attempt is 25 times over the tolerance, all others are within."""
+
+    def scaled_norm(self, x: Any, y0: Any, y1: Any) -> Tensor:
+        first, attempts[0] = attempts[0] == 0, attempts[0] + 1
+        return torch.tensor(25.0 if first else 0.5)
+
+
+attempts = [0]
+
+
 def test_the_smallest_step_allowed_is_tried() -> None:
-    """A step just above dt_min is rejected, one of dt_min would pass: no error."""
-    f = lambda t, y: torch.cos(6 * t) * y  # noqa: E731
-    free = odegrad.solve(f, ONE, [0.0, 1.0], stepsize=odegrad.PID(1e-6, 1e-6, dt0=0.5))
-    assert free.stats.rejected > 0
-    sizes = np.diff(free.grid.times([0.0, 1.0]))
-    smallest = float(sizes[:-1].min())
-    held = odegrad.PID(1e-6, 1e-6, dt0=smallest * 1.6, dt_min=smallest * 0.97)
-    sol = odegrad.solve(f, ONE, [0.0, 1.0], stepsize=held)
-    assert np.diff(sol.grid.times([0.0, 1.0]))[:-1].min() >= smallest * 0.97 - 1e-15
+    """0.2 is rejected, and 0.9 · 25^(−1/5) · 0.2 < 0.1 is wished for: 0.1 gets its try."""
+    attempts[0] = 0
+    sol = odegrad.solve(
+        decay, ONE, [0.0, 1.0], scheme=odegrad.Dopri5(), stepsize=Scripted(dt0=0.2, dt_min=0.1)
+    )
+    assert sol.stats.rejected == 1
+    assert sol.grid.times([0.0, 1.0])[1] == pytest.approx(0.1)

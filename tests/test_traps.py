@@ -84,6 +84,24 @@ def test_traps_3_and_4_no_gradient_through_start_and_controller(gradient: Any) -
     assert replay.grid == sol.grid
 
 
+def test_trap_3_a_planted_leak_through_the_starting_step_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import odegrad.sweeps.adaptive as module
+
+    honest = module.starting_step
+
+    def leaking(field: Any, control: Any, order: Any, t: Any, sign: Any, y: Any, p: Any) -> Any:
+        total = y[0].sum()
+        return honest(field, control, order, t, sign, y, p) * (1 + total - total.detach())
+
+    pid = odegrad.PID(rtol=1e-3, atol=1e-4)
+    expected, _ = autonomous().gradient(Tape(), odegrad.Dopri5(), pid)
+    monkeypatch.setattr(module, "starting_step", leaking)
+    found, _ = autonomous().gradient(Tape(), odegrad.Dopri5(), pid)
+    assert relative(found, expected) > 1e-13
+
+
 def test_trap_5_times_keep_their_precision() -> None:
     """f sees t in the widest dtype of the state; times beyond float32 stay apart."""
     seen: list[Tensor] = []

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -93,27 +94,29 @@ class Captures:
     Arguments:
         modules: The modules found, none inside another.
         items: The tensors that may need a gradient.
-        constants: The others that hang in modules or closures; they have to be the same whenever the
-            function is called again.
+        constants: The others that hang in modules or closures; those in modules are the same
+            whenever the function is called again.
+        read: Those of the constants that the traced call read and did not change.
+        changing: The buffers that the traced call changed.
         modes: Whether each module was in training mode.
         stochastic: Whether the traced call drew random numbers.
-        stateful: Whether the traced call changed buffers.
     """
 
     modules: list[nn.Module] = field(default_factory=list[nn.Module])
     items: list[Captured] = field(default_factory=list[Captured])
     constants: list[Captured] = field(default_factory=list[Captured])
+    read: list[Captured] = field(default_factory=list[Captured])
+    changing: list[Captured] = field(default_factory=list[Captured])
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list[tuple[nn.Module, bool]])
     stochastic: bool = False
-    stateful: bool = False
 
     def tensors(self) -> Leaves:
         """The captured tensors that may need a gradient."""
         return tuple(item.tensor for item in self.items)
 
-    def buffers(self) -> list[Tensor]:
-        """The buffers, as they hang in their modules now."""
-        return [c.sites[0].current() for c in self.constants if c.is_buffer]
+    def changing_buffers(self) -> list[Tensor]:
+        """The buffers that calls change, as they hang in their modules now."""
+        return [c.sites[0].current() for c in self.changing]
 
     def bind(self, p: Leaves, thunk: Callable[[], T]) -> T:
         """thunk(), with the function reading `p` instead of what it would read.
@@ -153,6 +156,7 @@ class _Trace(TorchFunctionMode):
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.found: dict[int, Tensor] = {}
+        self.met: set[int] = set()
         self._made: dict[int, Tensor] = {id(x): x for x in known}
 
     def __torch_function__(
@@ -165,6 +169,7 @@ class _Trace(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         for x in pytree.tree_leaves((args, kwargs)):
+            self.met.add(id(x))
             if is_differentiable(x) and id(x) not in self._made:
                 self.found[id(x)] = x
         out = func(*args, **kwargs)
@@ -200,22 +205,33 @@ def capture(
     held = {id(m.tensor) for m in members}
     constants += [Captured(x, "a captured tensor") for x in scan.constants if id(x) not in held]
 
-    before = Snapshot.take(device, [c.tensor for c in constants if c.is_buffer])
+    buffers = [c for c in constants if c.is_buffer]
+    before = Snapshot.take(device, [b.tensor for b in buffers])
     versions = [version(c.tensor) for c in constants]
     trace = _Trace(known)
     try:
         with torch.no_grad(), _uncompiled(), trace:
             call()
-        after = Snapshot.take(device, before.buffers)
-        captures.stochastic = not before.same_generators(after)
-        captures.stateful = not before.same_buffers(after)
     finally:
-        if captures.stochastic or captures.stateful or sys.exc_info()[0] is not None:
-            before.restore()
+        # Only what changed is put back: writing to other buffers would spoil graphs that saved them.
+        changed = [
+            not torch.equal(b, v) for b, v in zip(before.buffers, before.values, strict=True)
+        ]
+        captures.stochastic = not before.same_generators(Snapshot.take(device, ()))
+        captures.changing = list(compress(buffers, changed))
+        replace(
+            before,
+            buffers=tuple(compress(before.buffers, changed)),
+            values=tuple(compress(before.values, changed)),
+        ).restore()
 
-    # What f itself changes at every call (a counter) cannot be held to stay as it was.
-    captures.constants = [
-        c for c, v in zip(constants, versions, strict=True) if c.sites or version(c.tensor) == v
+    # Only what f was seen to read is held to stay as it was, and not what f itself changes.
+    changing = {id(b.tensor) for b in captures.changing}
+    captures.constants = constants
+    captures.read = [
+        c
+        for c, v in zip(constants, versions, strict=True)
+        if id(c.tensor) in trace.met - changing and (c.sites or version(c.tensor) == v)
     ]
     captures.items = [
         replace(m, direct=id(m.tensor) in scan.tensors)

@@ -129,13 +129,13 @@ class VectorField:
     def snapshot(self) -> Snapshot | None:
         """The state of the generators and buffers that f was seen to use, or None."""
         found = self._captures
-        if not (found.stochastic or found.stateful):
+        if not (found.stochastic or found.changing):
             return None
-        return Snapshot.take(self.device, found.buffers())
+        return Snapshot.take(self.device, found.changing_buffers())
 
     def mark(self) -> None:
         """Remembers the versions of the tensors that f reads and that have no gradient."""
-        self._versions = [version(c.tensor) for c in self._captures.constants]
+        self._versions = [version(c.tensor) for c in self._captures.read]
 
     def check_unchanged(self) -> None:
         """Refuses to go on if such a tensor was changed in place since `mark`.
@@ -143,8 +143,8 @@ class VectorField:
         Raises:
             ChangedTensorError: Since evaluating f again would not give what it gave.
         """
-        for c, v in zip(self._captures.constants, self._versions, strict=True):
-            if version(c.tensor) != v and not (c.is_buffer and self._captures.stateful):
+        for c, v in zip(self._captures.read, self._versions, strict=True):
+            if version(c.tensor) != v:
                 raise ChangedTensorError(
                     f"{c.name}, of shape {list(c.tensor.shape)}, which f reads, was changed in place "
                     "between the solve and its backward pass, which has to evaluate f again. Call "

@@ -55,7 +55,3 @@ class Snapshot:
         mine, others = self.accelerator, other.accelerator
         same = mine is None or others is None or torch.equal(mine, others)
         return same and torch.equal(self.cpu, other.cpu)
-
-    def same_buffers(self, other: Snapshot) -> bool:
-        """Whether no buffer was changed between the two."""
-        return all(torch.equal(a, b) for a, b in zip(self.values, other.values, strict=True))

@@ -1,7 +1,6 @@
 """The forward sweep: steps from the first landing time to the last.
 
 The same loop runs without gradients (storing states as a schedule says) and under autograd (`Tape`).
-Only accepted steps are yielded; a rejected attempt leaves no trace, not even in the random generators.
 """
 
 from __future__ import annotations
