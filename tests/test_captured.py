@@ -246,6 +246,20 @@ def test_a_leaf_returned_unchanged_from_a_hidden_place() -> None:
     both(build)
 
 
+class Slotted:
+    """Keeps its tensor where no scan looks."""
+
+    __slots__ = ("w",)
+
+
+def test_a_leaf_returned_unchanged_that_no_search_finds_is_refused() -> None:
+    hidden = Slotted()
+    hidden.w = leaf(2, seed=1)
+    ys = odegrad.solve(lambda t, y: hidden.w if t > 0.6 else -y, leaf(2), TS, stepsize=Steps(3)).ys
+    with pytest.raises(errors.UnreachableTensorError):
+        ys.sum().backward()
+
+
 def test_a_reused_output_buffer_is_refused() -> None:
     buffer = torch.zeros(2, dtype=torch.float64)
 
