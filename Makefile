@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test exhaustive lint format types contracts clean
+.PHONY: help setup demo test bench exhaustive lint format types contracts clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,10 @@ demo: $(STAMP) ## fit the hare and lynx data twice, into demo/
 
 test: $(STAMP) ## run the tests and the doctests
 	$(PYTEST)
+
+bench: $(STAMP) ## compare with other libraries (about half an hour)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks peers
 
 exhaustive: $(STAMP) ## run the long enumerations that make test leaves out
 	@# 5 is pytest's code for "no test is marked": not a failure here, and only here.

@@ -14,6 +14,9 @@ from odegrad.schemes import SCHEMES
 
 TIMES = (0.1, 0.4, 1.1)
 
+GRAPHS = odegrad.Discrete(odegrad.StoreAll(keep=odegrad.Keep.GRAPH))
+"""The exact gradient that keeps the graph of every step."""
+
 
 def relative(found: list[Tensor], expected: list[Tensor]) -> float:
     """The largest ‖found − expected‖ / ‖expected‖ over pairs of tensors."""

@@ -13,18 +13,29 @@ import torch
 from torch import Tensor, nn
 
 import odegrad
-from cases import CASES, SCHEME_STEPS, TIMES, Case, autonomous, leaf, loss, mlp, relative
+from cases import CASES, GRAPHS, SCHEME_STEPS, TIMES, Case, autonomous, leaf, loss, mlp, relative
 from odegrad import Discrete, Every, Steps, Tape
+
+modes = pytest.mark.parametrize("gradient", [Discrete(), GRAPHS], ids=["states", "graphs"])
+
+
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts kept graphs after every second step, so that few steps have several of them."""
+    monkeypatch.setattr("odegrad.sweeps.graphs._LENGTH", 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(
     ("scheme", "stepsize"), SCHEME_STEPS, ids=lambda x: getattr(x, "__name__", type(x).__name__)
 )
-def test_discrete_equals_tape(case: Callable[[], Case], scheme: Any, stepsize: Any) -> None:
+@modes
+def test_discrete_equals_tape(
+    case: Callable[[], Case], scheme: Any, stepsize: Any, gradient: Any
+) -> None:
     problem = case()
     expected, tape = problem.gradient(Tape(), scheme(), stepsize)
-    found, sol = problem.gradient(Discrete(), scheme(), stepsize)
+    found, sol = problem.gradient(gradient, scheme(), stepsize)
     assert sol.grid == tape.grid
     assert sol.grid.n_steps == sol.stats.accepted > 2
     for a, b in zip(
@@ -57,16 +68,19 @@ def test_every_schedule_gives_the_same(scheme: Any, stepsize: Any, k: int) -> No
 
 @pytest.mark.parametrize("times", [(1.1, 0.4, 0.1), (0.1, 0.4, 0.4, 1.1), (0.7,), (-1.0, 2.0)])
 @pytest.mark.parametrize("stepsize", [Steps(2), odegrad.Fixed(0.2), odegrad.PID(1e-5, 1e-7)])
-def test_descending_repeated_and_single_times(times: Any, stepsize: Any) -> None:
+@modes
+def test_descending_repeated_and_single_times(times: Any, stepsize: Any, gradient: Any) -> None:
     problem = CASES[1]()
     if len(times) == 1:  # only the output at the start: the identity
-        sol = odegrad.solve(problem.f, problem.y0, list(times), problem.args, stepsize=stepsize)
+        sol = odegrad.solve(
+            problem.f, problem.y0, list(times), problem.args, stepsize=stepsize, gradient=gradient
+        )
         assert torch.equal(sol.ys[0], problem.y0)
         (grad,) = torch.autograd.grad(sol.ys.sum(), problem.y0_leaves)
         assert torch.equal(grad, torch.ones_like(grad))
         return
     expected, _ = problem.gradient(Tape(), odegrad.Dopri5(), stepsize, times)
-    found, sol = problem.gradient(Discrete(), odegrad.Dopri5(), stepsize, times)
+    found, sol = problem.gradient(gradient, odegrad.Dopri5(), stepsize, times)
     assert relative(found, expected) <= 1e-12
     for j in range(len(times) - 1):
         if times[j] == times[j + 1]:
@@ -77,7 +91,7 @@ def test_descending_repeated_and_single_times(times: Any, stepsize: Any) -> None
 def test_losses_on_some_outputs(outputs: list[int]) -> None:
     problem = autonomous()
     grads = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         ts = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
         ys = odegrad.solve(problem.f, problem.y0, ts, gradient=gradient).ys
         found = torch.autograd.grad(
@@ -87,16 +101,16 @@ def test_losses_on_some_outputs(outputs: list[int]) -> None:
             materialize_grads=True,
         )
         grads.append(list(found))
-    assert relative(grads[1], grads[0]) <= 1e-12
+    assert max(relative(x, grads[0]) for x in grads[1:]) <= 1e-12
 
 
 def test_one_leaf_of_a_structured_state_in_the_loss() -> None:
     problem = CASES[2]()
     grads = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         ys = odegrad.solve(problem.f, problem.y0, TIMES, gradient=gradient).ys
         grads.append(list(torch.autograd.grad(loss(ys["s"]), problem.y0_leaves)))
-    assert relative(grads[1], grads[0]) <= 1e-12
+    assert max(relative(x, grads[0]) for x in grads[1:]) <= 1e-12
 
 
 # Oracles that share no code with the library.
@@ -193,11 +207,11 @@ def test_complex_state() -> None:
     w.requires_grad_()
     y0 = torch.tensor([1 + 1j, 0.5 - 1j], dtype=torch.complex128, requires_grad=True)
     grads = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         ts = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
         ys = odegrad.solve(lambda t, y: torch.tanh(w @ y) * t, y0, ts, gradient=gradient).ys
         grads.append(list(torch.autograd.grad(ys[-1].abs().square().sum(), [w, y0, ts])))
-    assert relative(grads[1], grads[0]) <= 1e-12
+    assert max(relative(x, grads[0]) for x in grads[1:]) <= 1e-12
     assert torch.autograd.gradcheck(
         lambda w, y: odegrad.solve(
             lambda t, y: torch.tanh(w @ y), y, [0.0, 1.0], stepsize=Steps(3)
@@ -224,7 +238,7 @@ def test_functional_call_with_fast_weights(stepsize: Any) -> None:
     torch.manual_seed(0)
     x = leaf(4, 3)
     grads = []
-    for gradient in (Tape(), Discrete(), Discrete(Every(3))):
+    for gradient in (Tape(), Discrete(), Discrete(Every(3)), GRAPHS):
         torch.manual_seed(0)
         model = Model(gradient, stepsize)
         slow = dict(model.named_parameters())
@@ -233,8 +247,7 @@ def test_functional_call_with_fast_weights(stepsize: Any) -> None:
         grads.append(list(torch.autograd.grad(value, list(fast.values()))))
         assert all(v.grad is None for v in slow.values())
         assert all(a is b for a, b in zip(model.parameters(), slow.values(), strict=True))
-    assert relative(grads[1], grads[0]) <= 1e-12
-    assert relative(grads[2], grads[0]) <= 1e-12
+    assert max(relative(x, grads[0]) for x in grads[1:]) <= 1e-12
 
 
 @pytest.mark.parametrize("stepsize", [Steps(4), odegrad.PID(1e-5, 1e-7)])
@@ -242,7 +255,7 @@ def test_inner_loop_of_meta_learning(stepsize: Any) -> None:
     """Gradient through one gradient step taken on fast weights: a second derivative."""
     x = leaf(4, 3)
     results = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         torch.manual_seed(0)
         model = Model(gradient, stepsize)
         weights = dict(model.named_parameters())
@@ -251,13 +264,14 @@ def test_inner_loop_of_meta_learning(stepsize: Any) -> None:
         fast = {k: w - 0.1 * g for (k, w), g in zip(weights.items(), inner, strict=True)}
         outer = torch.func.functional_call(model, fast, (x,)).square().sum()
         results.append(list(torch.autograd.grad(outer, list(weights.values()))))
-    assert relative(results[1], results[0]) <= 1e-11
+    assert max(relative(x, results[0]) for x in results[1:]) <= 1e-11
 
 
-def test_torch_func_grad() -> None:
+@modes
+def test_torch_func_grad(gradient: Any) -> None:
     x = leaf(4, 3).detach()
     torch.manual_seed(0)
-    model = Model(Discrete(), Steps(4))
+    model = Model(gradient, Steps(4))
     weights = {k: v.detach() for k, v in model.named_parameters()}
 
     def value(weights: dict[str, Tensor]) -> Tensor:
@@ -272,7 +286,7 @@ def test_higher_derivatives() -> None:
     net, y0 = mlp(4, 2), leaf(3, 2)
     inputs = [y0, *net.parameters()]
     results = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         ts = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
         ys = odegrad.solve(
             lambda t, y: net(y) * (1 + t), y0, ts, stepsize=Steps(2), gradient=gradient
@@ -284,23 +298,27 @@ def test_higher_derivatives() -> None:
             found += grads
             value = torch.stack([g.square().sum() for g in grads]).sum()
         results.append([g.detach() for g in found])
-    assert relative(results[1], results[0]) <= 1e-11
+    assert max(relative(x, results[0]) for x in results[1:]) <= 1e-11
 
 
-def test_gradcheck_and_gradgradcheck() -> None:
+@modes
+def test_gradcheck_and_gradgradcheck(gradient: Any) -> None:
     w = leaf(2, 2)
     y0 = leaf(2, seed=1)
     ts = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=True)
 
     def run(w: Tensor, y0: Tensor, ts: Tensor) -> Tensor:
         field = lambda t, y: torch.tanh(w @ y) * torch.cos(t)  # noqa: E731
-        return odegrad.solve(field, y0, ts, scheme=odegrad.Bosh3(), stepsize=Steps(3)).ys
+        return odegrad.solve(
+            field, y0, ts, scheme=odegrad.Bosh3(), stepsize=Steps(3), gradient=gradient
+        ).ys
 
     assert torch.autograd.gradcheck(run, (w, y0, ts))
     assert torch.autograd.gradgradcheck(run, (w, y0, ts))
 
 
-def test_running_cost_is_the_schemes_own_quadrature() -> None:
+@modes
+def test_running_cost_is_the_schemes_own_quadrature(gradient: Any) -> None:
     """A quadrature leaf equals an extra state that is not fed back, and does not change the steps."""
     net, y0, weight = mlp(), leaf(4, 3), leaf(seed=5)
 
@@ -313,7 +331,9 @@ def test_running_cost_is_the_schemes_own_quadrature() -> None:
     inputs = [y0, weight, *net.parameters()]
     pid = odegrad.PID(1e-4, 1e-6)
     plain = odegrad.solve(lambda t, y: net(y), y0, TIMES, stepsize=pid)
-    sol = odegrad.solve(lambda t, y: net(y), y0, TIMES, stepsize=pid, running=cost)
+    sol = odegrad.solve(
+        lambda t, y: net(y), y0, TIMES, stepsize=pid, running=cost, gradient=gradient
+    )
     assert sol.grid == plain.grid
     assert torch.equal(sol.ys, plain.ys)
     assert sol.running is not None

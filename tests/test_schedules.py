@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odegrad import Every, StoreAll
+from odegrad import Every, Keep, StoreAll
 from odegrad.checkpoints import Advance, Checkpoints, Drop, Restore, Store, Transpose
 from odegrad.errors import InvalidTypeError, InvalidValueError
 
@@ -14,6 +14,7 @@ from odegrad.errors import InvalidTypeError, InvalidValueError
 def interpret(schedule: Checkpoints, n: int) -> tuple[int, int]:
     """Runs a schedule on n steps; returns the most states stored and the steps taken again."""
     stored: set[int] = set()
+    graphs = set(range(n)) if schedule.keep is Keep.GRAPH else set[int]()
     current, most = 0, 0
     for action in schedule.forward():
         assert isinstance(action, Advance)
@@ -43,7 +44,7 @@ def interpret(schedule: Checkpoints, n: int) -> tuple[int, int]:
                 stored.remove(i)
             case Transpose(start, stop):
                 assert left == stop > start
-                assert set(range(start, stop)) <= stored
+                assert set(range(start, stop)) <= stored | graphs
                 left = start
             case _:
                 raise AssertionError(action)
@@ -55,6 +56,7 @@ def interpret(schedule: Checkpoints, n: int) -> tuple[int, int]:
 @given(st.integers(1, 300))
 def test_store_all(n: int) -> None:
     assert interpret(StoreAll(), n) == (n, 0)
+    assert interpret(StoreAll(keep=Keep.GRAPH), n) == (0, 0)
 
 
 @given(st.integers(1, 300), st.integers(1, 320))
@@ -69,6 +71,8 @@ def test_bad_schedules() -> None:
 
     with pytest.raises(InvalidValueError, match="at least 1"):
         Every(0)
+    with pytest.raises(InvalidTypeError, match=r"Keep\.STATE or Keep\.GRAPH, received 'graph'"):
+        StoreAll(keep="graph")  # type: ignore[arg-type]
     with pytest.raises(InvalidTypeError, match="schedule such as"):
         Discrete(checkpoints=StoreAll)  # type: ignore[arg-type]
     with pytest.raises(InvalidTypeError, match="schedule such as"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from odegrad.schemes import SCHEMES, Dopri5, ExplicitRungeKutta, Keep, Scheme, Tableau
+from odegrad.schemes import SCHEMES, Dopri5, ExplicitRungeKutta, Scheme, Tableau
 from odegrad.schemes.tableau import trees
 from oracles import randn_like, real_inner, rk_step
 from problems import BATCH, PROBLEMS, forced, mlp
@@ -47,14 +47,14 @@ class Setup:
         self.grad_dense = [tuple(randn_like(self.y, seed + 10 + i)) for i in range(stages)]
         self.field.evaluations = self.field.transposes = 0
 
-    def step(self, keep=Keep.NOTHING):
+    def step(self):
         with torch.no_grad():
-            return self.scheme.step(self.field, self.t, self.dt, self.y, self.carry, self.p, keep)
+            return self.scheme.step(self.field, self.t, self.dt, self.y, self.carry, self.p)
 
-    def vjp(self, kept=None, *, default=False, carry=True, dense=True):
+    def vjp(self, *, default=False, carry=True, dense=True):
         rule = Scheme.step_vjp if default else type(self.scheme).step_vjp
         return rule(
-            self.scheme, self.field, self.t, self.dt, self.y, self.carry, self.p, kept,
+            self.scheme, self.field, self.t, self.dt, self.y, self.carry, self.p,
             self.grad_y, self.grad_carry if carry else None, self.grad_dense if dense else None,
         )  # fmt: skip
 
@@ -122,30 +122,12 @@ def test_step_is_runge_kutta(scheme, make, kind):
 @problems
 def test_float_and_tensor_times_agree_to_the_last_bit(scheme, make):
     a, b = Setup(scheme, make, "float"), Setup(scheme, make, "scalar")
-    for keep in Keep:
-        x, y = a.step(keep), b.step(keep)
-        for left, right in ((x.y, y.y), (x.carry, y.carry), (x.dense, y.dense)):
-            for u, v in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
-                assert torch.equal(u, v)
-                assert u.dtype == v.dtype
-                assert u.shape == v.shape
-
-
-@schemes
-@problems
-def test_keeping_changes_no_bit(scheme, make):
-    setup = Setup(scheme, make, "float")
-    plain = setup.step()
-    for keep in (Keep.STAGES, Keep.GRAPH):
-        kept = setup.step(keep)
-        for u, v in zip(
-            pytree.tree_leaves((plain.y, plain.carry, plain.dense, plain.error)),
-            pytree.tree_leaves((kept.y, kept.carry, kept.dense, kept.error)),
-            strict=True,
-        ):
-            assert u is v is None or torch.equal(u, v)
-        assert len(kept.kept) == scheme.tableau.stages - scheme.tableau.fsal
-    assert plain.kept is None
+    x, y = a.step(), b.step()
+    for left, right in ((x.y, y.y), (x.carry, y.carry), (x.dense, y.dense)):
+        for u, v in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+            assert torch.equal(u, v)
+            assert u.dtype == v.dtype
+            assert u.shape == v.shape
 
 
 # The transpose.
@@ -188,12 +170,10 @@ def test_transpose_law(scheme, make, kind):
 @schemes
 @problems
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.value)
-def test_transpose_equals_the_default_one(scheme, make, kind, keep):
+def test_transpose_equals_the_default_one(scheme, make, kind):
     setup = Setup(scheme, make, kind)
     for carry, dense in ((True, True), (True, False), (False, True), (False, False)):
-        kept = setup.step(keep).kept
-        hand = setup.vjp(kept, carry=carry, dense=dense)
+        hand = setup.vjp(carry=carry, dense=dense)
         default = setup.vjp(default=True, carry=carry, dense=dense)
         for a, b in ((hand.t, default.t), (hand.dt, default.dt), (hand.y, default.y)):
             close(a, b)
@@ -303,10 +283,9 @@ def test_a_stage_without_weight_is_not_skipped():
     for name in ("b", "c", "order", "b_embedded", "embedded_order"):
         object.__setattr__(broken, name, getattr(tab, name))
     object.__setattr__(broken, "a", tuple((r[0], 0.0, *r[2:]) if len(r) > 1 else r for r in tab.a))
-    kept = setup.step(Keep.STAGES).kept
     Skipping.tableau = broken
     setup.scheme = Skipping()
-    planted = setup.vjp(kept, dense=False)
+    planted = setup.vjp(dense=False)
     assert float((planted.y[0] - exact.y[0]).abs().max()) > 1e-6
     # ... and the exact one is torch's.
     setup.scheme = Dopri5()
@@ -324,8 +303,7 @@ def reached(tab):
 
 
 @schemes
-@pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.value)
-def test_work_is_counted_exactly(scheme, keep):
+def test_work_is_counted_exactly(scheme):
     """A chain of N steps: (s − 1) N + 1 evaluations under FSAL, and as few transposes as there are."""
     problem, n = mlp(), 3
     field = problem.field()
@@ -337,23 +315,20 @@ def test_work_is_counted_exactly(scheme, keep):
         assert field.evaluations == int(tab.fsal)
         steps = []
         for i in range(n):
-            result = scheme.step(field, i * h, h, y, carry, p, keep)
-            steps.append((i * h, y, carry, result.kept))
+            result = scheme.step(field, i * h, h, y, carry, p)
+            steps.append((i * h, y, carry))
             y, carry = result.y, result.carry
     assert field.evaluations == per_step * n + tab.fsal
     field.evaluations = 0
     grad, grad_carry = tuple(map(torch.ones_like, y)), None
     transposes = []
-    for t, y, carry, kept in reversed(steps):
+    for t, y, carry in reversed(steps):
         before = field.transposes
-        grads = scheme.step_vjp(field, t, h, y, carry, p, kept, grad, grad_carry)
+        grads = scheme.step_vjp(field, t, h, y, carry, p, grad, grad_carry)
         grad, grad_carry = grads.y, grads.carry
         transposes.append(field.transposes - before)
     assert transposes == [reached(tab)] + [reached(tab) + tab.fsal] * (n - 1)
-    if keep is Keep.GRAPH:
-        assert field.evaluations == 0
-    else:
-        assert field.evaluations == sum(transposes)
+    assert field.evaluations == sum(transposes)
 
 
 @schemes
@@ -390,7 +365,7 @@ def test_first_same_as_last_is_not_counted_twice(scheme):
     grad_t, grad_p = torch.zeros((), dtype=F64), [torch.zeros_like(x) for x in p]
     for (t, y, carry), ws in zip(reversed(steps), reversed(weights), strict=True):
         dense = [tuple(w) for w in ws]
-        grads = scheme.step_vjp(field, t, h, y, carry, p, None, grad, grad_carry, dense)
+        grads = scheme.step_vjp(field, t, h, y, carry, p, grad, grad_carry, dense)
         grad, grad_carry, grad_t = grads.y, grads.carry, grad_t + grads.t
         grad_p = [a + g for a, g in zip(grad_p, zeros(grads.p, p), strict=True)]
     if tab.fsal:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import odegrad
-from cases import autonomous, leaf, mlp, relative, time_dependent
+from cases import GRAPHS, autonomous, leaf, mlp, relative, time_dependent
 from odegrad import Discrete, Every, Steps, Tape, errors
 
 ONE = torch.ones(2, dtype=torch.float64)
@@ -251,7 +251,8 @@ def test_backsolve_is_inconsistent_with_the_loss_at_the_order_of_the_scheme() ->
 # Parameters and captured tensors.
 
 
-def test_unused_parameters_get_zeros_and_frozen_ones_nothing() -> None:
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
+def test_unused_parameters_get_zeros_and_frozen_ones_nothing(gradient: Any) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -262,7 +263,7 @@ def test_unused_parameters_get_zeros_and_frozen_ones_nothing() -> None:
             return self.frozen(self.used(y))
 
     net = Net()
-    odegrad.solve(net, leaf(4, 3), [0.0, 1.0]).ys.sum().backward()
+    odegrad.solve(net, leaf(4, 3), [0.0, 1.0], gradient=gradient).ys.sum().backward()
     assert net.unused.weight.grad is not None
     assert float(net.unused.weight.grad.abs().max()) == 0.0
     assert net.frozen.weight.grad is None
@@ -331,7 +332,8 @@ def test_statistics_count_exactly() -> None:
     assert sol.status is odegrad.Status.SUCCESS
 
 
-def test_callback_sees_both_sweeps() -> None:
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
+def test_callback_sees_both_sweeps(gradient: Any) -> None:
     infos: list[odegrad.StepInfo] = []
     problem = autonomous()
     y0 = {"x": problem.y0}
@@ -340,6 +342,7 @@ def test_callback_sees_both_sweeps() -> None:
         y0,
         [0.0, 1.0],
         stepsize=Steps(3),
+        gradient=gradient,
         callback=infos.append,
     )
     sol.ys["x"].sum().backward()
@@ -357,11 +360,14 @@ def test_callback_sees_both_sweeps() -> None:
     assert not infos[0].y["x"].requires_grad
 
 
-def test_progress_bars() -> None:
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
+def test_progress_bars(gradient: Any) -> None:
     text = io.StringIO()
     problem = autonomous()
     with redirect_stderr(text):
-        sol = odegrad.solve(problem.f, problem.y0, [0.0, 2.0], stepsize=Steps(3), progress=True)
+        sol = odegrad.solve(
+            problem.f, problem.y0, [0.0, 2.0], stepsize=Steps(3), progress=True, gradient=gradient
+        )
         sol.ys.sum().backward()
     assert "forward: 100%" in text.getvalue()
     assert "backward: 100%" in text.getvalue()
@@ -401,6 +407,7 @@ def test_neural_ode_module() -> None:
         odegrad.Fixed(0.1),
         odegrad.PID(p=0.2),
         Discrete(Every(3)),
+        GRAPHS,
         Discrete(),
         Tape(),
         odegrad.Backsolve(),
@@ -413,7 +420,8 @@ def test_choices_are_values(choice: Any) -> None:
     assert copy.deepcopy(choice) == choice
 
 
-def test_interrupt_leaves_everything_as_it_was() -> None:
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
+def test_interrupt_leaves_everything_as_it_was(gradient: Any) -> None:
     """Ctrl-C at any evaluation of either sweep; then the same solve again is right."""
     net = nn.Sequential(
         nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)
@@ -427,7 +435,9 @@ def test_interrupt_leaves_everything_as_it_was() -> None:
         return net(y)
 
     def gradients() -> list[Tensor]:
-        ys = odegrad.solve(f, y0, [0.0, 1.0], scheme=odegrad.Bosh3(), stepsize=Steps(2)).ys
+        ys = odegrad.solve(
+            f, y0, [0.0, 1.0], scheme=odegrad.Bosh3(), stepsize=Steps(2), gradient=gradient
+        ).ys
         return list(torch.autograd.grad(ys.square().sum(), [y0, *net.parameters()]))
 
     start = copy.deepcopy(net.state_dict())

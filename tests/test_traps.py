@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import odegrad
-from cases import autonomous, leaf, loss, mlp, relative
+from cases import GRAPHS, autonomous, leaf, loss, mlp, relative
 from odegrad import Discrete, Every, Steps, Tape
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.explicit import ExplicitRungeKutta
@@ -72,7 +72,7 @@ def test_trap_2_planted_double_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative(dopri5_gradients(odegrad.Dopri5()), expected) > 1e-3
 
 
-@pytest.mark.parametrize("gradient", [Discrete(), Tape()])
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS, Tape()])
 def test_traps_3_and_4_no_gradient_through_start_and_controller(gradient: Any) -> None:
     """An adaptive solve has the gradient of its own recorded grid, to the last bit."""
     problem = autonomous()
@@ -137,7 +137,7 @@ def test_trap_6_fixed_steps_of_rounded_times() -> None:
     assert [len(s) for s in sol.grid.segments] == [1] * 10
 
 
-@pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(3))])
+@pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(3)), GRAPHS])
 def test_trap_7_backward_twice(gradient: Any) -> None:
     problem = autonomous()
     ys = odegrad.solve(problem.f, problem.y0, [0.0, 1.0], stepsize=Steps(8), gradient=gradient).ys
@@ -158,9 +158,10 @@ def test_trap_8_backward_changes_no_parameter() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
-def test_parameters_changed_between_the_sweeps_are_noticed() -> None:
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
+def test_parameters_changed_between_the_sweeps_are_noticed(gradient: Any) -> None:
     net, y0 = mlp(), leaf(4, 3)
-    value = odegrad.solve(lambda t, y: net(y), y0, [0.0, 1.0]).ys.sum()
+    value = odegrad.solve(lambda t, y: net(y), y0, [0.0, 1.0], gradient=gradient).ys.sum()
     with torch.no_grad():
         next(net.parameters()).add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -192,7 +193,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("scheme", [odegrad.RK4(), odegrad.Bosh3()])
-@pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(2))])
+@pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(2)), GRAPHS])
 def test_dropout_and_batch_norm(scheme: Any, gradient: Any) -> None:
     results = []
     for mode in (Tape(), gradient):
@@ -219,7 +220,7 @@ def test_autocast_is_replayed() -> None:
     """Under autocast f computes in bfloat16; so it has to in the backward sweep, outside autocast."""
     net = mlp(16).float()
     results = []
-    for gradient in (Tape(), Discrete()):
+    for gradient in (Tape(), Discrete(), GRAPHS):
         y0 = leaf(4, 3).detach().float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             ys = odegrad.solve(
@@ -232,7 +233,9 @@ def test_autocast_is_replayed() -> None:
             ).ys
         assert ys.dtype == torch.float32
         results.append(list(torch.autograd.grad(ys.square().sum(), [y0, *net.parameters()])))
-    assert relative(results[1], results[0]) <= 2e-2  # sums of bfloat16 products, in another order
+    assert (
+        max(relative(x, results[0]) for x in results[1:]) <= 2e-2
+    )  # sums of bfloat16 products, in another order
 
 
 # Nothing outlives the graph.

@@ -7,7 +7,7 @@ ys computed by the accepted steps, each interior grid time held at its fixed fra
 from importlib.metadata import PackageNotFoundError, version
 
 from odegrad import errors, schemes
-from odegrad.checkpoints import Every, StoreAll
+from odegrad.checkpoints import Every, Keep, StoreAll
 from odegrad.gradients import Backsolve, Discrete, Tape
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
@@ -58,6 +58,7 @@ __all__ = [
     "Fixed",
     "Grid",
     "Heun",
+    "Keep",
     "Kutta3",
     "Midpoint",
     "NeuralODE",

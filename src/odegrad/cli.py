@@ -1,4 +1,4 @@
-"""The command line: `odegrad fit`. Needs the extra `cli`."""
+"""The command line: `odegrad fit` and `odegrad bench`. Needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def fit(
         out = out or Path(f"odegrad-fit-{data.stem}")
         job = prepare(series, Config(**choices), out, overwrite)
     except OdegradError as error:
-        _fail(error, 2)
+        _fail("fit", error, 2)
     _run(job, progress)
 
 
@@ -146,12 +146,12 @@ def _run(job: Job, progress: bool) -> None:
         from odegrad.fit.metrics import quantities
         from odegrad.fit.report import print_report
     except ImportError as error:
-        _fail(f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
+        _fail("fit", f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
 
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _fail(f"{job.out}: cannot be made ({error.strerror}); choose another --out", 2)
+        _fail("fit", f"{job.out}: cannot be made ({error.strerror}); choose another --out", 2)
     bar = tqdm(total=job.config.epochs, desc="fit", unit="epoch", disable=not progress)
 
     def report(epoch: Epoch) -> None:
@@ -166,16 +166,66 @@ def _run(job: Job, progress: bool) -> None:
         result = run(job, report, say)
     except KeyboardInterrupt:
         bar.close()
-        _fail(f"interrupted; what was finished is in {job.out}", 130)
+        _fail("fit", f"interrupted; what was finished is in {job.out}", 130)
     except OdegradError as error:
         bar.close()
-        _fail(error, 1)
+        _fail("fit", error, 1)
     except OSError as error:
         bar.close()
-        _fail(f"{error.filename or job.out}: cannot be written ({error.strerror})", 2)
+        _fail("fit", f"{error.filename or job.out}: cannot be written ({error.strerror})", 2)
     bar.close()
     print_report(result.rows, quantities(result.fitted), result.check, job.out)
 
 
-def _fail(error: object, exit_code: int) -> NoReturn:
-    raise OneLineError("odegrad fit", str(error), exit_code) from None
+@main.command(context_settings={"show_default": True})
+@click.option(
+    "--workload", "workloads", metavar="A,B,...", callback=_names,
+    default="tiny-rk4-100,tiny-dopri5,medium-rk4", help="What is solved; tiny means all tiny-*.",
+)  # fmt: skip
+@click.option(
+    "--system", "systems", metavar="A,B,...", callback=_names,
+    help="Who solves; odegrad means all odegrad-*.  [default: all that can]",
+)  # fmt: skip
+@click.option("--repeat", type=click.IntRange(1), default=7, help="Samples of each system.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch.  [default: torch's]")
+@click.option("--list", "listing", is_flag=True, help="Name workloads and systems, and stop.")
+def bench(
+    workloads: tuple[str, ...],
+    systems: tuple[str, ...] | None,
+    repeat: int,
+    threads: int | None,
+    listing: bool,
+) -> None:
+    """Times gradients of small neural ODEs on this machine.
+
+    Compares odegrad's engines with each other, and with torchdiffeq if it is installed: milliseconds
+    per gradient, the ratio to plain backpropagation (Tape), and the bytes held between the sweeps.
+    The systems take turns, so that a disturbance hits all of them.
+    """
+    try:
+        import torch
+
+        from odegrad.bench import SYSTEMS, WORKLOADS, chosen, describe_machine, measure
+        from odegrad.bench.report import print_listing, print_results
+    except ImportError as error:
+        _fail("bench", f"a package is missing ({error}); pip install 'odegrad[cli]'", 1)
+
+    if listing:
+        print_listing(WORKLOADS.values(), SYSTEMS)
+        return
+    try:
+        solved = chosen("workload", WORKLOADS, workloads)
+        solving = chosen("system", SYSTEMS, systems or tuple(SYSTEMS))
+    except OdegradError as error:
+        _fail("bench", error, 2)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        found = [measure(w, solving, repeat, say=lambda x: click.echo(x, err=True)) for w in solved]
+    except KeyboardInterrupt:
+        _fail("bench", "interrupted", 130)
+    print_results(found, describe_machine(("torch", "odegrad", "torchdiffeq")))
+
+
+def _fail(command: str, error: object, exit_code: int) -> NoReturn:
+    raise OneLineError(f"odegrad {command}", str(error), exit_code) from None

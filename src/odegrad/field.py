@@ -71,9 +71,10 @@ class VectorField:
         self.device = y0[0].device if y0 else torch.device("cpu")
         self._captures = Captures()
         self._versions: list[int] = []
+        self._unseen_draws = False
         self._returned: list[tuple[Tensor, int]] = []
         kind = self.device.type
-        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.evaluations = 0
         self.transposes = 0
 
@@ -119,7 +120,7 @@ class VectorField:
 
     def bound(self, p: Leaves, thunk: Callable[[], T]) -> T:
         """thunk(), during which f reads `p`, under the autocast state of the solve's start."""
-        kind, dtype, enabled = self._autocast
+        kind, dtype, enabled = self.autocast
         captured = p[: len(self._captures.items)]
         if not enabled and not torch.is_autocast_enabled(kind):
             return self._captures.bind(captured, thunk)
@@ -151,23 +152,32 @@ class VectorField:
                     "backward first, or give f a copy; gradient=Tape() does not evaluate f again"
                 )
 
-    def repeatable(self, thunk: Callable[[], T]) -> T:
-        """thunk(), which evaluates f, refused if f drew random numbers that `discover` did not see.
-
-        Raises:
-            RandomFieldError: Since evaluating f again would draw others.
-        """
+    def observed(self, thunk: Callable[[], T]) -> T:
+        """thunk(), noting whether f drew random numbers that `discover` did not see."""
         if self.stochastic:
             return thunk()
         before = Snapshot.take(self.device, ())
         result = thunk()
-        if not before.same_generators(Snapshot.take(self.device, ())):
+        self._unseen_draws = not before.same_generators(Snapshot.take(self.device, ()))
+        return result
+
+    def check_draws(self) -> None:
+        """Refuses to go on if an observed evaluation drew such random numbers.
+
+        Raises:
+            RandomFieldError: Since evaluating f again would draw others.
+        """
+        if self._unseen_draws:
             raise RandomFieldError(
                 "f draws random numbers at some times but did not at its first call, so the backward "
                 "pass could not draw the same ones. Draw the noise once, outside f, or at every call; "
                 "gradient=Tape() does not evaluate f again"
             )
-        return result
+
+    @property
+    def changes_buffers(self) -> bool:
+        """Whether f was seen to change buffers that it reads."""
+        return bool(self._captures.changing)
 
     @property
     def stochastic(self) -> bool:

@@ -147,10 +147,10 @@ class Clock:
     Arguments:
         grid: The grid.
         landings: T, one more than there are segments: floats, or a float64 tensor of shape [J + 1],
-            in which case times and steps are 0-dim tensors on its graph.
+            or its entries, in which case times and steps are 0-dim tensors on its graph.
     """
 
-    def __init__(self, grid: Grid, landings: Sequence[float] | Tensor) -> None:
+    def __init__(self, grid: Grid, landings: Sequence[Time] | Tensor) -> None:
         self._segments = grid.segments
         self._ends = list(accumulate(len(segment) for segment in grid.segments))
         self._landings = tuple(landings.unbind()) if isinstance(landings, Tensor) else landings

@@ -43,7 +43,10 @@ class Drop(NamedTuple):
 
 
 class Transpose(NamedTuple):
-    """Transpose the steps stop − 1, …, start, in this order. All states start … stop − 1 are stored."""
+    """Transpose the steps stop − 1, …, start, in this order.
+
+    All states start … stop − 1 are stored, or the graphs of these steps are kept.
+    """
 
     start: int
     stop: int

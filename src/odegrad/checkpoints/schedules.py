@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,12 +10,31 @@ from typing import Protocol, runtime_checkable
 from odegrad.checkpoints.actions import Action, Advance, Drop, Restore, Store, Transpose
 from odegrad.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["Checkpoints", "Every", "StoreAll"]
+__all__ = ["Checkpoints", "Every", "Keep", "StoreAll"]
+
+
+class Keep(enum.Enum):
+    """What the forward sweep keeps of a step for the backward sweep.
+
+    With F the cost of evaluating f and V that of its transpose, an evaluation costs 2F + V in all if
+    the state is kept, and F + V if the graph is, which is what backpropagation costs, in its memory.
+    """
+
+    STATE = "state"
+    GRAPH = "graph"
+
+    def __repr__(self) -> str:
+        return f"Keep.{self.name}"
 
 
 @runtime_checkable
 class Checkpoints(Protocol):
-    """A schedule. Law: every step is transposed once, from the last to the first, from stored states."""
+    """A schedule. Law: every step is transposed once, from the last to the first, from what is kept."""
+
+    @property
+    def keep(self) -> Keep:
+        """What is kept of the steps; `GRAPH` means of every one, and then no state is stored."""
+        ...
 
     def slots(self, n: int) -> int:
         """How many states are stored when a forward sweep of `n` steps is through."""
@@ -31,19 +51,38 @@ class Checkpoints(Protocol):
 
 @dataclass(frozen=True)
 class StoreAll:
-    """Keeps the state before every step: N states, no step taken twice.
+    """Keeps the state before every step, or the autograd graph of every step: no step is taken twice.
 
-    A transposed step evaluates its own stages again; what is saved against backpropagation through
-    the solver is the autograd graph of every evaluation of f.
+    From its state, a transposed step evaluates its own stages again; what is saved against
+    backpropagation through the solver is the graph of every evaluation of f. From its graph it
+    evaluates nothing: that is backpropagation, freed graph by graph in the backward sweep.
+
+    Arguments:
+        keep: `Keep.STATE` (default) or `Keep.GRAPH`.
+
+    Raises:
+        InvalidTypeError: If `keep` is neither.
+
+    Example:
+        >>> import odegrad
+        >>> fast = odegrad.Discrete(odegrad.StoreAll(keep=odegrad.Keep.GRAPH))
     """
 
+    keep: Keep = Keep.STATE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, Keep):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTypeError(
+                f"StoreAll: keep must be Keep.STATE or Keep.GRAPH, received {self.keep!r}"
+            )
+
     def slots(self, n: int) -> int:
-        """n."""
-        return n
+        """n states, or none beside the graphs."""
+        return n if self.keep is Keep.STATE else 0
 
     def forward(self) -> Iterator[Action]:
         """Advances to the end, storing every state."""
-        yield Advance(0, None, every=1)
+        yield Advance(0, None, every=1 if self.keep is Keep.STATE else None)
 
     def backward(self, n: int) -> Iterator[Action]:
         """Transposes all steps."""
@@ -82,6 +121,11 @@ class Every:
             raise InvalidTypeError(f"Every needs a whole number of steps, received {self.k!r}")
         if self.k < 1:
             raise InvalidValueError(f"Every needs a distance of at least 1 step, received {self.k}")
+
+    @property
+    def keep(self) -> Keep:
+        """`Keep.STATE`."""
+        return Keep.STATE
 
     def slots(self, n: int) -> int:
         """⌈n / k⌉."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from odegrad.state import Leaves
 from odegrad.sweeps import Run
 
-__all__ = ["Gradient", "forward_transform", "landing_times"]
+__all__ = ["Gradient", "forward_transform", "landing_times", "may_need_gradient"]
 
 
 class Gradient(ABC):
@@ -44,3 +44,13 @@ def forward_transform() -> str | None:
         if interpreter.key() == torch._C._functorch.TransformType.Vmap:  # pyright: ignore
             return "torch.func.vmap"
     return None
+
+
+def may_need_gradient(x: Tensor) -> bool:
+    """Whether a cotangent of x may be asked for.
+
+    Inside a transform, a tensor of its level that is constant there may need one further out.
+    """
+    if torch._C._functorch.get_interpreter_stack():  # pyright: ignore
+        return x.is_floating_point() or x.is_complex()
+    return x.requires_grad

@@ -28,7 +28,7 @@ from odegrad.errors import GradientUnavailableError
 from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 
-__all__ = ["Rule", "apply"]
+__all__ = ["Rule", "apply", "graph_is_retained"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def apply(rule: Rule, inputs: Leaves) -> Leaves:
     """The outputs of `rule` at `inputs`, differentiable through its transpose."""
     call = _Call(rule, len(inputs))
     return tuple(_Map.apply(call, *inputs)[: call.n_outputs])
+
+
+def graph_is_retained() -> bool:
+    """Whether the backward pass in progress keeps its graph; True if torch does not tell."""
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # pyright: ignore
+    return query is None or bool(query())
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odegrad.schemes.adaptive_heun import AdaptiveHeun
-from odegrad.schemes.base import Keep, Scheme, Step, StepGrad
+from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.bosh3 import Bosh3
 from odegrad.schemes.cash_karp import CashKarp
 from odegrad.schemes.dopri5 import Dopri5
@@ -33,7 +33,6 @@ __all__ = [
     "ExplicitRungeKutta",
     "Fehlberg2",
     "Heun",
-    "Keep",
     "Kutta3",
     "Midpoint",
     "RK38",

@@ -16,10 +16,9 @@ them with a transpose of its own, which is then tested against these.
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,15 +26,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.state import Leaves, OptionalLeaves, Time
 
-__all__ = ["Keep", "Scheme", "Step", "StepGrad"]
-
-
-class Keep(enum.Enum):
-    """What a step leaves for its own transpose, from least to most memory."""
-
-    NOTHING = "nothing"
-    STAGES = "stages"
-    GRAPH = "graph"
+__all__ = ["Scheme", "Step", "StepGrad"]
 
 
 class Step(NamedTuple):
@@ -48,7 +39,6 @@ class Step(NamedTuple):
             differentiated.
         dense: The coefficients of the scheme's dense output: for Runge–Kutta, the stage slopes.
         ok: None or True if the step succeeded; False rejects it whatever the error estimate.
-        kept: What `step_vjp` of the same scheme may use, as asked for by `Keep`.
     """
 
     y: Leaves
@@ -56,7 +46,6 @@ class Step(NamedTuple):
     error: Leaves | None = None
     dense: tuple[Leaves, ...] = ()
     ok: bool | None = None
-    kept: Any = None
 
 
 class StepGrad(NamedTuple):
@@ -97,7 +86,6 @@ class Scheme(ABC):
         y: Leaves,
         carry: Leaves,
         p: Leaves,
-        keep: Keep = Keep.NOTHING,
     ) -> Step:
         """One step from (t, y) to t + dt; differentiable by autograd in every argument.
 
@@ -108,7 +96,6 @@ class Scheme(ABC):
             y: The state at t.
             carry: What the step before, or `init`, handed on.
             p: Parameters.
-            keep: What to leave for `step_vjp`.
         """
 
     def init_vjp(
@@ -129,7 +116,6 @@ class Scheme(ABC):
         y: Leaves,
         carry: Leaves,
         p: Leaves,
-        kept: Any,
         grad_y: Leaves,
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
@@ -143,12 +129,10 @@ class Scheme(ABC):
             y: The state before the step.
             carry: The carry before the step.
             p: The tensors that f reads; those that require grad get a cotangent.
-            kept: What `step` kept, or None to compute it again.
             grad_y: The cotangent of the state after the step.
             grad_carry: The cotangent of the carry after the step; None is zero.
             grad_dense: The cotangents of the dense coefficients; None is zero.
         """
-        del kept
         with torch.enable_grad():
             t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
             step = self.step(field, t_, dt_, y_, carry_, p)

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
-from odegrad.schemes.base import Keep, Scheme, Step, StepGrad
+from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.tableau import Tableau
 from odegrad.state import Leaves, OptionalLeaves, Time, add, axpy, combine, inner, scale
 
@@ -79,29 +79,20 @@ class ExplicitRungeKutta(Scheme):
         y: Leaves,
         carry: Leaves,
         p: Leaves,
-        keep: Keep = Keep.NOTHING,
     ) -> Step:
         """One step; see the head of this module."""
         tab = self.tableau
         slopes: list[Leaves] = [carry] if tab.fsal else []
-        kept: list[Any] = []
         stage = y
         for i in range(len(slopes), tab.stages):
             stage = axpy(y, dt, tab.a[i], slopes)
             time = t + dt * tab.c[i]
-            if keep is Keep.GRAPH:
-                kept.append(field.linearize(time, stage, p))
-                slopes.append(kept[-1].value)
-            else:
-                slopes.append(field(time, stage, p))
-                if keep is Keep.STAGES:
-                    kept.append(stage)
+            slopes.append(field(time, stage, p))
         return Step(
             y=stage if tab.fsal else axpy(y, dt, tab.b, slopes),
             carry=slopes[-1] if tab.fsal else (),
             error=self._error(dt, slopes),
             dense=tuple(slopes),
-            kept=tuple(kept) or None,
         )
 
     def _error(self, dt: Time, slopes: Sequence[Leaves]) -> Leaves | None:
@@ -119,7 +110,6 @@ class ExplicitRungeKutta(Scheme):
         y: Leaves,
         carry: Leaves,
         p: Leaves,
-        kept: Any,
         grad_y: Leaves,
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
@@ -133,7 +123,7 @@ class ExplicitRungeKutta(Scheme):
         last = tab.stages
         while outside[last - 1] is None and tab.b[last - 1] == 0.0:
             last -= 1  # nothing behind it is reached: the last slope of FSAL, or one for the error
-        stages = self._linearized(field, t, dt, y, carry, p, kept, last)
+        stages = self._linearized(field, t, dt, y, carry, p, last)
         timed = isinstance(dt, Tensor)
 
         grad_p: list[Tensor | None] = [None] * len(p)
@@ -176,17 +166,14 @@ class ExplicitRungeKutta(Scheme):
         y: Leaves,
         carry: Leaves,
         p: Leaves,
-        kept: Any,
         last: int,
     ) -> list[Linearization]:
-        """The stages' linearizations, from what was kept or computed again."""
+        """The stages' linearizations."""
         tab, first = self.tableau, int(self.tableau.fsal)
-        if kept is not None and isinstance(kept[0], Linearization):
-            return list(kept)
         stages: list[Linearization] = []
         slopes: list[Leaves] = [carry] if tab.fsal else []
         for i in range(first, last):
-            point = axpy(y, dt, tab.a[i], slopes) if kept is None else kept[i - first]
+            point = axpy(y, dt, tab.a[i], slopes)
             stages.append(field.linearize(t + dt * tab.c[i], point, p))
             slopes.append(stages[-1].value)
         return stages

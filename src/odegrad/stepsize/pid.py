@@ -27,12 +27,12 @@ from torch import Tensor
 
 from odegrad.errors import InvalidTypeError, InvalidValueError
 from odegrad.field import VectorField
-from odegrad.state import Leaves, axpy, rms_norm
+from odegrad.state import Leaves, Time, align, axpy, rms_norm
 from odegrad.stepsize.base import AdaptiveStepSize, Decision, History
 
 __all__ = ["PID", "starting_step"]
 
-_SMALLEST_RATIO = 1e-10  # an error of exactly zero must not make the factor infinite
+SMALLEST_RATIO = 1e-10  # an error of exactly zero must not make the factor infinite
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,7 @@ class PID:
     def scaled_norm(self, x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
         """‖x / (atol + rtol max(|y0|, |y1|))‖, a 0-dim tensor; never on an autograd graph."""
         with torch.no_grad():
-            scaled = tuple(
-                e / (self.atol + self.rtol * torch.maximum(a.abs(), b.abs()))
-                for e, a, b in zip(x, y0, y1, strict=True)
-            )
-            if self.atol == 0.0:  # an entry that is and stays zero has no error: 0/0 is 0
-                scaled = tuple(
-                    torch.where(e == 0, torch.zeros_like(s), s)
-                    for e, s in zip(x, scaled, strict=True)
-                )
-            return (self.norm or rms_norm)(scaled)
+            return scaled_norm(x, y0, y1, self.rtol, self.atol, self.norm)
 
     def decide(self, ratio: float, history: History, order: int) -> Decision:
         """Judges a step attempt.
@@ -144,7 +135,7 @@ class PID:
         if not math.isfinite(ratio):
             return Decision(False, self.factor_min, History(history.ratios, rejected=True))
         last, before = history.ratios
-        e = max(ratio, _SMALLEST_RATIO)
+        e = max(ratio, SMALLEST_RATIO)
         factor = self.safety * (
             e ** (-(self.p + self.i + self.d) / order)
             * last ** ((self.p + 2 * self.d) / order)
@@ -157,6 +148,25 @@ class PID:
         factor = min(max(factor, self.factor_min), largest)
         ratios = (e, last) if accept else history.ratios
         return Decision(accept, factor, History(ratios, rejected=not accept))
+
+
+def scaled_norm(
+    x: Leaves,
+    y0: Leaves,
+    y1: Leaves,
+    rtol: Time,
+    atol: Time,
+    norm: Callable[[Leaves], Tensor] | None,
+) -> Tensor:
+    """`PID.scaled_norm` for tolerances that are floats or 0-dim tensors."""
+    scaled: list[Tensor] = []
+    for e, a, b in zip(x, y0, y1, strict=True):
+        s = e / (align(atol, a) + align(rtol, a) * torch.maximum(a.abs(), b.abs()))
+        if isinstance(atol, Tensor) or atol == 0.0:
+            # An entry that is and stays zero has no error: 0/0 is 0.
+            s = torch.where(e == 0, torch.zeros_like(s), s)
+        scaled.append(s)
+    return (norm or rms_norm)(tuple(scaled))
 
 
 def starting_step(
@@ -181,20 +191,37 @@ def starting_step(
 
     Reference: Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, II.4, p. 169.
     """
-    n = field.n_state
+    norm = control.scaled_norm
     with torch.no_grad():
-        f0 = field(t, y, p)
-        d0 = float(control.scaled_norm(y[:n], y[:n], y[:n]))
-        d1 = float(control.scaled_norm(f0[:n], y[:n], y[:n]))
-        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        if not 0.0 < h0 < math.inf:
-            return 1e-6
-        y1 = axpy(y, h0 * direction, (1.0,), (f0,))
-        f1 = field(t + h0 * direction, y1, p)
-        change = tuple(b - a for a, b in zip(f0[:n], f1[:n], strict=True))
-        d2 = float(control.scaled_norm(change, y[:n], y[:n])) / h0
-    largest = max(d1, d2)
-    if not math.isfinite(largest):
-        return h0
-    h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1.0 / (order + 1))
-    return min(100.0 * h0, h1)
+        time = torch.tensor(t, dtype=torch.float64)
+        return float(starting_size(field, norm, order, time, direction, y, p))
+
+
+def starting_size(
+    field: VectorField,
+    norm: Callable[[Leaves, Leaves, Leaves], Tensor],
+    order: int,
+    t: Tensor,
+    direction: Time,
+    y: Leaves,
+    p: Leaves,
+) -> Tensor:
+    """`starting_step` as a 0-dim float64 tensor, without a look at any value."""
+    n = field.n_state
+
+    def size(x: Leaves) -> Tensor:
+        return norm(x[:n], y[:n], y[:n]).to(device=t.device, dtype=torch.float64)
+
+    f0 = field(t, y, p)
+    d0, d1 = size(y), size(f0)
+    small = torch.full_like(t, 1e-6)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), small, 0.01 * d0 / d1)
+    usable = (h0 > 0.0) & torch.isfinite(h0)
+    h0 = torch.where(usable, h0, small)
+    f1 = field(t + h0 * direction, axpy(y, h0 * direction, (1.0,), (f0,)), p)
+    d2 = size(tuple(b - a for a, b in zip(f0[:n], f1[:n], strict=True))) / h0
+    largest = torch.maximum(d1, d2)
+    flat = torch.maximum(small, h0 * 1e-3)
+    h1 = torch.where(largest <= 1e-15, flat, (0.01 / largest) ** (1.0 / (order + 1)))
+    chosen = torch.minimum(100.0 * h0, h1)
+    return torch.where(usable & torch.isfinite(largest), chosen, h0)

@@ -6,7 +6,6 @@ Only accepted steps are yielded; a rejected attempt leaves no trace, not even in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from odegrad.errors import MaxStepsError, NonFiniteDerivativeError, StepTooSmallError
 from odegrad.grid import Grid, Nodes, Segment
@@ -14,16 +13,14 @@ from odegrad.schemes.base import Step
 from odegrad.state import Leaves
 from odegrad.stepsize import AdaptiveStepSize, History, starting_step
 from odegrad.sweeps.run import Run
-from odegrad.sweeps.steps import Accepted, Landings, number
+from odegrad.sweeps.steps import Accepted, Landings, Walk, number
 
-__all__ = ["adaptive_steps"]
+__all__ = ["DEFAULT_MAX_STEPS", "adaptive_steps", "check_count", "check_size"]
 
 DEFAULT_MAX_STEPS = 100_000
 
 
-def adaptive_steps(
-    run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Landings
-) -> Iterator[Accepted]:
+def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Landings) -> Walk:
     """Takes steps as the controller says, each landing time being stepped onto."""
     control, order = run.stepsize, run.scheme.error_order
     assert isinstance(control, AdaptiveStepSize)
@@ -32,15 +29,16 @@ def adaptive_steps(
     history, n, segments = History(), 0, list[Segment]()
     h = _first_size(run, control, y, p)
     for j in range(len(times) - 1):
-        span, start = landings[j + 1] - landings[j], landings[j]
         length, fractions = abs(times[j + 1] - times[j]), [0.0]
         while fractions[-1] < 1.0:
             sigma = fractions[-1]
             size, left = min(h, control.dt_max), length * (1.0 - sigma)
             lands = size >= left * (1.0 - 1e-10)
             following = 1.0 if lands else sigma + size / length
-            t, dt = start + span * sigma, span * (following - sigma)
-            snapshot = field.snapshot()
+            # The span anew for each step, so that no two graphs share a part of it.
+            span = landings[j + 1] - landings[j]
+            t, dt = landings[j] + span * sigma, span * (following - sigma)
+            snapshot, before = field.snapshot(), field.evaluations
             step = run.scheme.step(field, t, dt, y, carry, p)
             taken = length * (following - sigma)
             ratio = _error_ratio(control, field.n_state, y, step)
@@ -52,8 +50,8 @@ def adaptive_steps(
                 history, h = decision.history, taken * decision.factor
                 if taken > control.dt_min:  # the smallest step allowed gets its try
                     h = max(h, control.dt_min)
-                _check_size(run, control, number(t), taken, h, ratio)
-                _check_count(run, number(t), taken)
+                check_size(run, control, number(t), taken, h, ratio)
+                check_count(run, number(t), taken)
                 continue
             if taken > 0.0:
                 # A step cut short by a landing time says little about the size to go on with.
@@ -62,11 +60,13 @@ def adaptive_steps(
                 h = max(h, control.dt_min)
                 history = decision.history
             fractions.append(following)
-            yield Accepted(n, t, dt, y, carry, snapshot, step, j + 1 if following == 1.0 else None)
-            y, carry, n = step.y, step.carry, n + 1
+            count, landing = field.evaluations - before, j + 1 if following == 1.0 else None
+            sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, landing)
+            y, carry = sent or (step.y, step.carry)
+            n += 1
             if following < 1.0:
-                _check_size(run, control, number(t), taken, h, ratio)
-                _check_count(run, number(t), taken)
+                check_size(run, control, number(t), taken, h, ratio)
+                check_count(run, number(t), taken)
         segments.append(Nodes(tuple(fractions)))
     run.grid = Grid(tuple(segments))
 
@@ -94,7 +94,7 @@ def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> fl
     return float(control.scaled_norm(error, y[:n], step.y[:n]))
 
 
-def _check_size(
+def check_size(
     run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float, ratio: float
 ) -> None:
     smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
@@ -113,7 +113,7 @@ def _check_size(
     )
 
 
-def _check_count(run: Run, t: float, taken: float) -> None:
+def check_count(run: Run, t: float, taken: float) -> None:
     limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
     attempts = run.stats.accepted + run.stats.rejected
     if attempts >= limit:

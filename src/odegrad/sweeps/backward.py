@@ -11,8 +11,6 @@ discrete form of the integral ∫ a(t)ᵀ ∂f/∂p dt of Hu 2024 (arXiv 2402.15
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -20,19 +18,12 @@ from odegrad.checkpoints import Advance, Checkpoints, Drop, Restore, Store, Tran
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves, OptionalLeaves
+from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.slab import Slab
 from odegrad.sweeps.steps import number, steps
 
-__all__ = ["Cotangents", "backward"]
-
-
-class Cotangents(NamedTuple):
-    """Cotangents of the inputs of a solve; `times` has one entry per landing time."""
-
-    y0: Leaves
-    p: OptionalLeaves
-    times: list[Tensor | None]
+__all__ = ["backward"]
 
 
 def backward(
@@ -102,7 +93,7 @@ class _Engine:
         self.grad_ys = grad_ys
         self.grad_y = tuple(torch.zeros_like(leaf) for leaf in y0)
         self.grad_carry: Leaves | None = None
-        self.grad_p: list[Tensor | None] = [None] * len(p)
+        self.grad_p = Total(len(p))
         self.grad_times: list[Tensor | None] = [None] * len(run.times)
         self.timed = landings is not None
 
@@ -136,10 +127,10 @@ class _Engine:
             t, dt = self.clock.step(n)
             y, carry = state[: self.n_leaves], state[self.n_leaves :]
             grads = run.scheme.step_vjp(
-                run.field, t, dt, y, carry, self.p, None, self.grad_y, self.grad_carry
+                run.field, t, dt, y, carry, self.p, self.grad_y, self.grad_carry
             )
             self.grad_y, self.grad_carry = grads.y, grads.carry
-            self._accumulate(grads.p)
+            self.grad_p.add(grads.p)
             if self.timed:
                 self.clock.step_vjp(n, grads.t, grads.dt, self.grad_times)
             if run.monitor is not None:
@@ -152,34 +143,18 @@ class _Engine:
             _restore(run.initial)
             grads = run.scheme.init_vjp(run.field, self.start, self.y0, self.p, self.grad_carry)
             self.grad_y = tuple(a + b for a, b in zip(self.grad_y, grads.y, strict=True))
-            self._accumulate(grads.p)
+            self.grad_p.add(grads.p)
             if self.timed and grads.t is not None:
                 old = self.grad_times[0]
                 self.grad_times[0] = grads.t if old is None else old + grads.t
         self._inject(0)
-        return Cotangents(self.grad_y, tuple(self.grad_p), self.grad_times)
+        return Cotangents(self.grad_y, self.grad_p.result(), self.grad_times)
 
     def _inject(self, j: int) -> None:
         """Adds the cotangent of output j."""
         self.grad_y = tuple(
             a if g is None else a + g[j] for a, g in zip(self.grad_y, self.grad_ys, strict=True)
         )
-
-    def _accumulate(self, more: OptionalLeaves) -> None:
-        """p̄ += more, in place on buffers that belong to this sweep."""
-        old: list[Tensor] = []
-        new: list[Tensor] = []
-        for i, grad in enumerate(more):
-            total = self.grad_p[i]
-            if grad is None:
-                continue
-            if total is None:
-                self.grad_p[i] = grad.clone()
-            else:
-                old.append(total)
-                new.append(grad)
-        if old:
-            torch._foreach_add_(old, new)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _restore(snapshot: Snapshot | None) -> None:

@@ -12,6 +12,7 @@ from odegrad.grid import Clock
 from odegrad.state import Leaves, Time
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.adaptive import adaptive_steps
+from odegrad.sweeps.graphs import Graphs
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.slab import Slab
 from odegrad.sweeps.steps import Landings, fixed_grid, number, steps
@@ -25,6 +26,7 @@ def forward(
     p: Leaves,
     landings: Landings,
     checkpoints: Checkpoints | None = None,
+    graphs: Graphs | None = None,
 ) -> tuple[Leaves, Slab]:
     """Solves, and returns the states at the landing times and the stored states.
 
@@ -34,13 +36,16 @@ def forward(
         p: The tensors that f reads; they have to be bound (see `VectorField.bound`).
         landings: The landing times: floats, or a float64 tensor on whose graph the times then are.
         checkpoints: Which states to store; None stores nothing.
+        graphs: Takes in the graphs of the steps; the outputs are then off the graph.
 
     Returns:
         One tensor of shape [len(landings), *leaf.shape] per leaf, and the slab.
     """
     y = tuple(leaf.clone() for leaf in y)  # the caller's tensors are never handed to f
-    outputs = _Outputs(y, len(run.times))
-    walk = _Walk(run, y, p, landings, outputs)
+    if graphs is not None:
+        y = graphs.open(y)
+    outputs = _Outputs(y, len(run.times), graphs is None and torch.is_grad_enabled())
+    walk = _Walk(run, y, p, landings, outputs, graphs)
     slab = Slab()
     if run.grid is not None and checkpoints is not None:
         slab = Slab(checkpoints.slots(run.grid.n_steps))
@@ -61,7 +66,8 @@ def forward(
         run.count()
         if run.monitor is not None:
             run.monitor.stop()
-    run.stats.kept_bytes = max(run.stats.kept_bytes, slab.nbytes)
+    held = slab.nbytes if graphs is None else graphs.nbytes
+    run.stats.kept_bytes = max(run.stats.kept_bytes, held)
     return outputs.stacked(), slab
 
 
@@ -74,7 +80,7 @@ def replay(run: Run, clock: Clock, y: Leaves, p: Leaves, start: Time) -> Leaves:
     try:
         if here is not None and run.initial is not None:
             run.initial.restore()
-        outputs = _Outputs(y, len(run.times))
+        outputs = _Outputs(y, len(run.times), on_graph=True)
         outputs.put(0, y)
         if clock.n_steps:
             carry = run.scheme.init(run.field, start, y, p)
@@ -98,14 +104,18 @@ class _Walk:
         p: Leaves,
         landings: Landings,
         outputs: _Outputs,
+        graphs: Graphs | None,
     ) -> None:
-        self._run, self._outputs, self._n = run, outputs, 0
+        self._run, self._outputs, self._graphs, self._n = run, outputs, graphs, 0
         run.initial = run.field.snapshot()
         outputs.put(0, y)
         if isinstance(run.stepsize, FixedStepSize):
             run.grid = fixed_grid(run, run.stepsize)
         start: Time = landings[0]
+        before = run.field.evaluations
         carry = run.scheme.init(run.field, start, y, p) if len(run.times) > 1 else ()
+        if graphs is not None:
+            graphs.count(run.field.evaluations - before)
         self._state = (y, carry)
         if run.grid is not None:
             self._march = steps(run, Clock(run.grid, landings), 0, run.grid.n_steps, y, carry, p)
@@ -116,13 +126,16 @@ class _Walk:
         """Takes steps until state `stop`, or the end."""
         run, start = self._run, self._n
         while stop is None or self._n < stop:
-            accepted = next(self._march, None)
-            if accepted is None:
+            try:
+                accepted = self._march.send(self._state if self._n else None)
+            except StopIteration:
                 return
             if every is not None and (accepted.n - start) % every == 0:
                 slab.put(accepted.n, (*accepted.y, *accepted.carry), accepted.snapshot)
             step = accepted.step
             self._state, self._n = (step.y, step.carry), accepted.n + 1
+            if self._graphs is not None:
+                self._state = self._graphs.put(accepted)
             run.stats.accepted += 1
             if accepted.landing is not None:
                 self._outputs.put(accepted.landing, step.y)
@@ -140,8 +153,8 @@ class _Walk:
 class _Outputs:
     """The states at the landing times: written into one buffer, or stacked on the graph."""
 
-    def __init__(self, y: Leaves, count: int) -> None:
-        self._on_graph = torch.is_grad_enabled()
+    def __init__(self, y: Leaves, count: int, on_graph: bool) -> None:
+        self._on_graph = on_graph
         self._list: list[Leaves] = []
         self._buffers: Leaves = ()
         if not self._on_graph:
@@ -151,7 +164,7 @@ class _Outputs:
         if self._on_graph:
             self._list.append(y)
         for buffer, leaf in zip(self._buffers, y, strict=False):
-            buffer[j].copy_(leaf)
+            buffer[j].copy_(leaf.detach())
 
     def stacked(self) -> Leaves:
         if self._on_graph:

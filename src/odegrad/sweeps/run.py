@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
+from odegrad.compiled import Programs
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
 from odegrad.grid import Grid
@@ -29,9 +30,11 @@ class Stats:
         accepted: Steps accepted by the forward sweep.
         rejected: Steps attempted and rejected.
         f_evaluations: Evaluations of the vector field, both sweeps together.
-        vjps: Vector–Jacobian products of the vector field.
+        vjps: Evaluations of the vector field that the backward sweep transposed.
         recomputed: Steps taken again by the backward sweep to get back states that were not kept.
-        kept_bytes: The most bytes of states and carries that were kept at any moment.
+        kept_bytes: The most bytes that were kept at any moment between the steps: of states and carries,
+            or, with ``Keep.GRAPH``, of all that the graphs save, each storage once and without the
+            tensors that f reads (measured on the first two steps, times the number of steps).
     """
 
     accepted: int = 0
@@ -144,6 +147,7 @@ class Run:
         stats: Filled in by the sweeps.
         grid: The accepted grid, once the forward sweep is through.
         initial: Generators and buffers at the start, for functions that use them.
+        programs: The compiled steps, or None to take steps one by one in Python.
     """
 
     field: VectorField
@@ -156,6 +160,7 @@ class Run:
     stats: Stats = dataclasses.field(default_factory=Stats)
     grid: Grid | None = None
     initial: Snapshot | None = None
+    programs: Programs | None = None
 
     @property
     def accepted_grid(self) -> Grid:
@@ -163,11 +168,21 @@ class Run:
         assert self.grid is not None
         return self.grid
 
-    def repeatable(self, p: Leaves, thunk: Callable[[], T]) -> T:
-        """thunk(), with p bound, for a sweep whose evaluations of f will be repeated."""
+    def observed(self, p: Leaves, thunk: Callable[[], T]) -> T:
+        """thunk(), with p bound; whether it can be repeated exactly is noted by the field."""
         if self.monitor is not None:  # a callback may draw random numbers of its own
             return self.field.bound(p, thunk)
-        return self.field.repeatable(lambda: self.field.bound(p, thunk))
+        return self.field.observed(lambda: self.field.bound(p, thunk))
+
+    def repeatable(self, p: Leaves, thunk: Callable[[], T]) -> T:
+        """thunk(), with p bound, for a sweep whose evaluations of f will be repeated.
+
+        Raises:
+            RandomFieldError: If they cannot be.
+        """
+        result = self.observed(p, thunk)
+        self.field.check_draws()
+        return result
 
     def count(self) -> None:
         """Brings the counters of f up to date."""

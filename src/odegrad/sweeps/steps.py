@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -15,10 +15,13 @@ from odegrad.state import Leaves, Time
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.run import Run
 
-__all__ = ["Accepted", "Landings", "fixed_grid", "number", "steps"]
+__all__ = ["Accepted", "Landings", "State", "Walk", "fixed_grid", "number", "steps"]
 
-Landings: TypeAlias = tuple[float, ...] | Tensor
-"""Landing times: floats, or a float64 tensor on whose graph the times of the steps then are."""
+Landings: TypeAlias = tuple[float, ...] | Tensor | Leaves
+"""Landing times: floats, or a float64 tensor or its entries, on whose graph the steps' times then are."""
+
+State: TypeAlias = tuple[Leaves, Leaves]
+"""A state and the carry with it."""
 
 
 class Accepted(NamedTuple):
@@ -31,7 +34,12 @@ class Accepted(NamedTuple):
     carry: Leaves
     snapshot: Snapshot | None
     step: Step
+    evaluations: int
     landing: int | None
+
+
+Walk: TypeAlias = Generator[Accepted, State | None, None]
+"""Accepted steps one by one. It may be sent the state to go on from, where that is not the step's own."""
 
 
 def fixed_grid(run: Run, stepsize: FixedStepSize) -> Grid:
@@ -56,14 +64,16 @@ def fixed_grid(run: Run, stepsize: FixedStepSize) -> Grid:
 
 def steps(
     run: Run, clock: Clock, start: int, stop: int, y: Leaves, carry: Leaves, p: Leaves
-) -> Iterator[Accepted]:
+) -> Walk:
     """Takes the steps start … stop − 1 of a known grid from the state before step `start`."""
+    field = run.field
     for n in range(start, stop):
         t, dt = clock.step(n)
-        snapshot = run.field.snapshot()
-        step = run.scheme.step(run.field, t, dt, y, carry, p)
-        yield Accepted(n, t, dt, y, carry, snapshot, step, clock.landing(n))
-        y, carry = step.y, step.carry
+        snapshot, before = field.snapshot(), field.evaluations
+        step = run.scheme.step(field, t, dt, y, carry, p)
+        count = field.evaluations - before
+        sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, clock.landing(n))
+        y, carry = sent or (step.y, step.carry)
 
 
 def number(t: Time) -> float:

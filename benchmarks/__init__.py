@@ -1,0 +1,1 @@
+"""odegrad against other libraries, on one thread of one core: see README.md."""

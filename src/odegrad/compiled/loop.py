@@ -1,0 +1,194 @@
+"""Loops over steps as compiled programs: the only file that touches torch's private loop operator.
+
+A *loop* carries a few tensors, the first of which is an index. In each iteration it reads row `index`
+of some buffers, calls a pure body, and writes the body's results into row `index` of others, in place:
+no buffer is copied, so the cost of a step does not depend on how many rows there are. On the CPU the
+whole loop is one Inductor program around `torch.ops.higher_order.while_loop`. Elsewhere, and where
+that operator fails, the body alone is compiled and Python turns the loop (`Python`); on CUDA one
+recorded graph replays several iterations (`odegrad.compiled.cuda`).
+
+Written against torch 2.13, where that operator is a prototype. It is called directly: the public
+wrapper would run Dynamo once more at every trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from odegrad.compiled.capture import NotCompilable
+from odegrad.compiled.rewrite import REWRITES
+from odegrad.compiled.tracing import Fakes, hoist
+from odegrad.state import Leaves
+
+__all__ = ["Backend", "Loop", "build", "compile_graph", "using_backend"]
+
+Backend: TypeAlias = Literal["inductor", "steps", "interpreter"]
+"""How programs run: compiled with their loops, compiled step by step, or as the graphs they are."""
+
+_backend: ContextVar[Backend] = ContextVar("backend", default="inductor")
+
+
+@contextlib.contextmanager
+def using_backend(backend: Backend) -> Iterator[None]:
+    """Within it, programs are made for another backend (the tests compare them)."""
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def current_backend() -> Backend:
+    """The backend for which programs are made now."""
+    return _backend.get()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many tensors of each kind a loop has, in the order in which it takes them."""
+
+    carried: int
+    reads: int
+    writes: int
+
+
+Loop: TypeAlias = Callable[..., Leaves]
+"""(*carried, *read buffers, *written buffers, *stable) ↦ carried at the end."""
+
+
+def build(
+    fakes: Fakes,
+    body: Callable[..., Sequence[Tensor]],
+    more: Callable[..., Tensor],
+    sizes: Sizes,
+    examples: Sequence[Tensor],
+) -> Loop:
+    """Compiles a loop.
+
+    Arguments:
+        fakes: The stand-ins that `examples` are made of.
+        body: (*carried, *read rows, *stable) ↦ (*carried, *written rows), pure.
+        more: (*carried, *stable) ↦ whether to go on, a 0-dim bool.
+        sizes: How many of each there are.
+        examples: Stand-ins for (carried, read buffers, written buffers, stable).
+    """
+    n, r, w = sizes.carried, sizes.reads, sizes.writes
+    examples = fakes.like(examples)
+    carried, reads, stable = examples[:n], examples[n : n + r], examples[n + r + w :]
+    rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in reads]
+    traced = fakes.trace(body, [*carried, *rows, *stable], REWRITES)
+    before, inner = hoist(traced, n + r)
+    if current_backend() == "inductor" and carried[0].device.type == "cpu":
+        return _compile_loop(fakes, before, inner, more, sizes, examples)
+    return _Python(fakes, before, inner, more, sizes, examples)
+
+
+def _take(buffer: Tensor, index: Tensor) -> Tensor:
+    return buffer.index_select(0, index.reshape(1)).squeeze(0)
+
+
+def _put(buffer: Tensor, index: Tensor, row: Tensor) -> None:
+    buffer.index_copy_(0, index.reshape(1), row.unsqueeze(0))
+
+
+def _compile_loop(
+    fakes: Fakes,
+    before: GraphModule,
+    inner: GraphModule,
+    more: Callable[..., Tensor],
+    sizes: Sizes,
+    examples: Sequence[Tensor],
+) -> Loop:
+    n, r, w = sizes.carried, sizes.reads, sizes.writes
+    end = len(examples)
+
+    def body(*given: Tensor) -> tuple[Tensor, ...]:
+        state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w : end]
+        rows = [_take(b, state[0]) for b in buffers[:r]]
+        found = inner(*state, *rows, *stable, *given[end:])
+        for buffer, row in zip(buffers[r:], found[n:], strict=True):
+            _put(buffer, state[0], row)
+        return tuple(found[:n])
+
+    def goes_on(*given: Tensor) -> Tensor:
+        return more(*given[:n], *given[n + r + w : end])
+
+    def whole(*given: Tensor) -> tuple[Tensor, ...]:
+        hoisted = tuple(x.contiguous().clone() for x in before(*given[n + r + w :]))
+        return torch.ops.higher_order.while_loop(
+            goes_on,
+            body,
+            tuple(given[:n]),
+            (*given[n:], *hoisted),
+            mutated_arg_indices=",".join(str(i) for i in range(n + r, n + r + w)),
+        )
+
+    return compile_graph(fakes.trace(whole, examples), examples)
+
+
+class _Python:
+    """The same loop turned by Python, around the compiled body."""
+
+    def __init__(
+        self,
+        fakes: Fakes,
+        before: GraphModule,
+        inner: GraphModule,
+        more: Callable[..., Tensor],
+        sizes: Sizes,
+        examples: Sequence[Tensor],
+    ) -> None:
+        self._sizes, self._before, self._more = sizes, before, more
+        n, r, w = sizes.carried, sizes.reads, sizes.writes
+        varying = [*examples[:n], *(fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r])]
+        stable = list(examples[n + r + w :])
+        with fakes.mode:
+            hoisted = list(before(*stable))
+        self._inner = compile_graph(inner, [*varying, *stable, *hoisted])
+
+    def __call__(self, *given: Tensor) -> Leaves:
+        n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
+        state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w :]
+        hoisted = tuple(self._before(*stable))
+        while bool(self._more(*state, *stable)):
+            rows = [_take(b, state[0]) for b in buffers[:r]]
+            found = self._inner(*state, *rows, *stable, *hoisted)
+            for buffer, row in zip(buffers[r:], found[n:], strict=True):
+                _put(buffer, state[0], row)
+            state = tuple(found[:n])
+        return state
+
+
+def compile_graph(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+    """A graph as a fast callable, for tensors like `examples`.
+
+    Raises:
+        NotCompilable: If Inductor cannot compile it, for example for want of a C++ compiler.
+    """
+    if current_backend() == "interpreter":
+        return module
+    import torch._inductor as inductor
+    from torch._inductor import exc
+
+    options: dict[str, Any] = {}
+    if all(x.device.type == "cpu" for x in examples):
+        options["cpp_wrapper"] = True  # no Python between the kernels
+    try:
+        return inductor.compile(module, list(examples), options=options)
+    except exc.InvalidCxxCompiler as error:
+        raise NotCompilable("no C++ compiler was found; install g++ or clang, or set CXX") from error
+    except exc.CppCompileError as error:
+        text = str(error)
+        why = "the Python headers (Python.h) are missing" if "Python.h" in text else "the C++ compiler failed"
+        raise NotCompilable(f"{why}; see the error above this one") from error
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise NotCompilable(f"Inductor failed: {lines[0] if lines else type(error).__name__}") from error

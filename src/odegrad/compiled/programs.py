@@ -1,0 +1,265 @@
+"""The compiled programs of one solve: start, march, transposed march, finish.
+
+Each is made when it is first needed and kept with the graph of f (`FieldGraph.programs`), so that every
+later solve with the same shapes, scheme and kind of steps finds it. A program handles a *chunk* of at
+most `Programs.rows` steps; Python hands it buffers with one row per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odegrad.compiled.controller import March, attempt
+from odegrad.compiled.loop import Loop, Sizes, build, compile_graph
+from odegrad.compiled.pullback import Pullback, trace_pullback
+from odegrad.compiled.rewrite import REWRITES
+from odegrad.compiled.tracing import Fakes
+from odegrad.field import VectorField
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves, nbytes
+from odegrad.stepsize.pid import scaled_norm, starting_size
+
+__all__ = ["Programs", "Transposed"]
+
+_MOST_ROWS, _FEWEST_ROWS, _CHUNK_BYTES = 128, 16, 32 << 20
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The transposed march and what its buffers are."""
+
+    loop: Loop
+    pullback: Pullback
+
+
+class Programs:
+    """Programs for one vector field, scheme, and shape of state.
+
+    Arguments:
+        field: The vector field, a pure function of (t, y, p).
+        scheme: The scheme.
+        y: A state.
+        p: The tensors that f reads.
+    """
+
+    def __init__(self, field: VectorField, scheme: Scheme, y: Leaves, p: Leaves) -> None:
+        self.scheme, self._field = scheme, field
+        self._fakes = Fakes()
+        self._y, self._p = self._fakes.like(y), self._fakes.like(p)
+        self._cpu = torch.device("cpu")
+        self._made: dict[Any, Any] = {}
+        self._time = self._fakes.empty((), torch.float64, self._cpu)
+        self._carry = self._trace_init()
+        self.rows = max(_FEWEST_ROWS, min(_MOST_ROWS, _CHUNK_BYTES // max(1, nbytes(self._y))))
+        self.step_evaluations = 0
+
+    def _trace_init(self) -> list[Tensor]:
+        with self._fakes.mode, torch.no_grad():
+            before = self._field.evaluations
+            carry = self.scheme.init(self._field, self._time, tuple(self._y), tuple(self._p))
+            self.init_evaluations = self._field.evaluations - before
+        return self._fakes.like(carry)
+
+    @property
+    def has_carry(self) -> bool:
+        """Whether one step hands anything to the next beside the state."""
+        return bool(self._carry)
+
+    def new_carry(self) -> Leaves:
+        """A cotangent of the carry that is zero."""
+        return tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in self._carry)
+
+    def like_state(self) -> list[Tensor]:
+        """Stand-ins for state and carry."""
+        return [*self._y, *self._carry]
+
+    def _rows(self, like: Sequence[Tensor]) -> list[Tensor]:
+        return [self._fakes.empty((self.rows, *x.shape), x.dtype, x.device) for x in like]
+
+    def _times(self) -> list[Tensor]:
+        return [self._fakes.empty((self.rows,), torch.float64, self._cpu) for _ in range(2)]
+
+    def _count(self) -> Tensor:
+        return self._fakes.empty((), torch.int64, self._cpu)
+
+    # The programs.
+
+    def start(self, norm: Callable[[Leaves], Tensor] | None, adaptive: bool) -> Callable[..., Any]:
+        """(t, direction, rtol, atol, *y, *p) ↦ (h if adaptive, *carry)."""
+        n = len(self._y)
+
+        def function(t: Tensor, direction: Tensor, rtol: Tensor, atol: Tensor, *given: Tensor) -> list[Tensor]:
+            y, p = given[:n], given[n:]
+            carry = self.scheme.init(self._field, t, y, p)
+            if not adaptive:
+                return list(carry)
+
+            def scaled(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
+                return scaled_norm(x, y0, y1, rtol, atol, norm)
+
+            order = self.scheme.order
+            return [starting_size(self._field, scaled, order, t, direction, y, p), *carry]
+
+        examples = [self._time] * 4 + [*self._y, *self._p]
+        return self._make(("start", norm, adaptive), lambda: self._graph(function, examples))
+
+    def march(self) -> Loop:
+        """A loop over given steps.
+
+        (i, *y, *carry | t, dt rows | *y, *carry rows | n, *p) ↦ the same at i = n.
+        """
+        n_y, n_s = len(self._y), len(self._y) + len(self._carry)
+
+        def body(i: Tensor, *given: Tensor) -> list[Tensor]:
+            state, (t, dt, _, *p) = given[:n_s], given[n_s:]
+            step = self.scheme.step(self._field, t, dt, state[:n_y], state[n_y:], tuple(p))
+            return [i + 1, *step.y, *step.carry, *state]
+
+        def more(i: Tensor, *given: Tensor) -> Tensor:
+            return i < given[n_s]
+
+        state = self.like_state()
+        examples = [self._count(), *state, *self._times(), *self._rows(state), self._count(), *self._p]
+        sizes = Sizes(carried=1 + n_s, reads=2, writes=n_s)
+        return self._make("march", lambda: self._loop(body, more, sizes, examples))
+
+    def adaptive_march(self, norm: Callable[[Leaves], Tensor] | None, n_times: int) -> Loop:
+        """A loop over attempted steps.
+
+        (*march, *y, *carry | | *y, *carry, fraction, segment rows | times, constants, limit,
+        segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
+        """
+        n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
+        n_state, order = self._field.n_state, self.scheme.error_order
+        assert order is not None
+        rows = self.rows
+
+        def body(*given: Tensor) -> list[Tensor]:
+            march, state = March(*given[:n_m]), given[n_m : n_m + n_s]
+            times, vector, limit, _, *p = given[n_m + n_s :]
+            y, carry = state[:n_y], state[n_y:]
+            found = attempt(
+                lambda t, dt: self.scheme.step(self._field, t, dt, y, carry, tuple(p)),
+                march, y, carry, times, vector, limit, order, n_state, norm,
+            )
+            written = [*state, found.following, march.segment]
+            return [*found.march, *found.y, *found.carry, *written]
+
+        def more(*given: Tensor) -> Tensor:
+            march, segments = March(*given[:n_m]), given[n_m + n_s + 3]
+            return (march.row < rows) & (march.segment < segments) & ~march.stuck
+
+        state, fakes = self.like_state(), self._fakes
+        with fakes.mode:
+            march = March.start(self._time)
+            stable = [
+                torch.empty(n_times, dtype=torch.float64),
+                torch.empty(10, dtype=torch.float64),
+                self._count(),
+                self._count(),
+            ]
+        written = self._rows([*state, self._time, self._count()])
+        examples = [*fakes.like(march), *state, *written, *stable, *self._p]
+        sizes = Sizes(carried=n_m + n_s, reads=0, writes=len(written))
+        return self._make(
+            ("adaptive", norm, n_times), lambda: self._loop(body, more, sizes, examples)
+        )
+
+    def transposed(self, wanted: tuple[bool, ...], timed: bool, labelled: bool) -> Transposed:
+        """The loop over transposed steps, from the last to the first.
+
+        (i, *grad_y, *grad_carry, *sums | t, dt, *y, *carry, *labels if labelled, rows |
+        grad_t, grad_dt rows if timed, *deferred rows | *p) ↦ the same at i = −1.
+        """
+        return self._make(
+            ("transposed", wanted, timed, labelled),
+            lambda: self._transposed(wanted, timed, labelled),
+        )
+
+    def _transposed(self, wanted: tuple[bool, ...], timed: bool, labelled: bool) -> Transposed:
+        pull = trace_pullback(
+            self._fakes, self._field, self.scheme, self._y, self._carry, self._p, wanted, timed
+        )
+        state, n_y = self.like_state(), len(self._y)
+        sums = [self._p[i] for i in pull.summed]
+        n_s, n_g, n_t = len(state), len(sums), 2 if timed else 0
+
+        def body(i: Tensor, *given: Tensor) -> list[Tensor]:
+            grads, totals, rest = given[:n_s], given[n_s : n_s + n_g], given[n_s + n_g :]
+            t, dt, *more = rest
+            at, more = more[:n_s], more[n_s:]
+            if labelled:
+                labels, more = more[:n_y], more[n_y:]
+                grads = (*(a + b for a, b in zip(grads, labels, strict=False)), *grads[n_y:])
+            found = pull.graph(t, dt, *at, *more, *grads)
+            times, found = found[:n_t], found[n_t:]
+            pulled, terms, rows = found[:n_s], found[n_s : n_s + n_g], found[n_s + n_g :]
+            totals = [a + b for a, b in zip(totals, terms, strict=True)]
+            return [i - 1, *pulled, *totals, *times, *rows]
+
+        def goes_on(i: Tensor, *given: Tensor) -> Tensor:
+            del given
+            return i >= 0
+
+        reads = [*self._times(), *self._rows([*state, *(self._y if labelled else [])])]
+        writes = self._rows([*([self._time] * n_t), *pull.rows])
+        examples = [self._count(), *state, *sums, *reads, *writes, *self._p]
+        sizes = Sizes(carried=1 + n_s + n_g, reads=len(reads), writes=len(writes))
+        return Transposed(self._loop(body, goes_on, sizes, examples), pull)
+
+    def finish(self, wanted: tuple[bool, ...]) -> Callable[..., Any]:
+        """(t, *y, *p, *grad_carry) ↦ (grad_t, *grad_y, *grad_p): the transpose of `init`.
+
+        Parameters without a gradient get None.
+        """
+        n_y, n_p = len(self._y), len(self._p)
+
+        def make() -> Callable[..., Any]:
+            reached: list[int] = []
+
+            def function(t: Tensor, *given: Tensor) -> list[Tensor]:
+                y, p, grads = given[:n_y], given[n_y : n_y + n_p], given[n_y + n_p :]
+                p = tuple(x.detach().requires_grad_(w) for x, w in zip(p, wanted, strict=True))
+                found = self.scheme.init_vjp(self._field, t, y, p, grads)
+                assert found.t is not None
+                reached[:] = [i for i, g in enumerate(found.p) if g is not None]
+                return [found.t, *found.y, *(g for g in found.p if g is not None)]
+
+            compiled = self._graph(function, [self._time, *self._y, *self._p, *self._carry])
+
+            def run(*given: Tensor) -> list[Tensor | None]:
+                found = compiled(*given)
+                grad_p = dict(zip(reached, found[1 + n_y :], strict=True))
+                return [*found[: 1 + n_y], *(grad_p.get(i) for i in range(n_p))]
+
+            return run
+
+        return self._make(("finish", wanted), make)
+
+    # How they are made.
+
+    def _make(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _graph(self, function: Callable[..., Any], examples: list[Tensor]) -> Callable[..., Any]:
+        module = self._fakes.trace(function, examples, REWRITES)
+        return compile_graph(module, self._fakes.like(examples))
+
+    def _loop(
+        self,
+        body: Callable[..., Sequence[Tensor]],
+        more: Callable[..., Tensor],
+        sizes: Sizes,
+        examples: list[Tensor],
+    ) -> Loop:
+        before = self._field.evaluations
+        loop = build(self._fakes, body, more, sizes, examples)
+        self.step_evaluations = max(self.step_evaluations, self._field.evaluations - before)
+        return loop

@@ -1,0 +1,129 @@
+"""Tracing tensor programs to graphs of ATen operations, and taking such graphs apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+__all__ = ["Fakes", "depends_on", "extract", "hoist", "results"]
+
+aten = torch.ops.aten
+
+
+class Fakes:
+    """Stand-ins without data, and the tracer that runs on them; shapes are static."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(
+            shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True
+        )
+
+    def like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Stand-ins for `tensors`, each contiguous and off any graph."""
+        return [self.empty(x.shape, x.dtype, x.device) for x in tensors]
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A stand-in for a new tensor."""
+        with self.mode:
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    def trace(
+        self,
+        function: Callable[..., Any],
+        examples: Sequence[Tensor],
+        rewrites: dict[Any, Callable[..., Tensor]] | None = None,
+    ) -> GraphModule:
+        """The ATen graph of a function of tensors that returns a flat sequence of tensors."""
+        examples = self.like(examples)  # one tensor in two places would become one input
+        with self.mode, torch.no_grad():
+            module = make_fx(function, decomposition_table=rewrites)(*examples)
+        for node in module.graph.find_nodes(op="call_function", target=aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module
+
+
+def results(graph: Graph) -> list[Node]:
+    """The nodes that a graph returns."""
+    (found,) = graph.output_node().args
+    return list(found)  # pyright: ignore[reportArgumentType]
+
+
+def depends_on(graph: Graph, sources: Sequence[Node]) -> set[Node]:
+    """The nodes whose value depends on one of `sources`, which are included."""
+    found = set(sources)
+    for node in graph.nodes:
+        if any(x in found for x in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def extract(module: GraphModule, inputs: Sequence[Node], outputs: Sequence[Node]) -> GraphModule:
+    """The part of a graph that computes `outputs` from `inputs`."""
+    graph, copies = Graph(), dict[Node, Node]()
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    for node in module.graph.nodes:
+        if node not in copies and node.op not in ("placeholder", "output"):
+            if all(x in copies for x in node.all_input_nodes):
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[x] for x in outputs))
+    part = GraphModule(module, graph)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    return part
+
+
+_LARGE = 1 << 20
+"""A view of more elements than this is taken anew in every step rather than copied beforehand."""
+
+
+def hoist(module: GraphModule, n_varying: int) -> tuple[GraphModule, GraphModule]:
+    """Moves out of a loop's body what does not change in it.
+
+    Arguments:
+        module: The body; its first `n_varying` inputs change from one iteration to the next.
+        n_varying: How many.
+
+    Returns:
+        A graph from the stable inputs to values computed before the loop, and the body that takes
+        (varying inputs, stable inputs, those values).
+    """
+    placeholders = module.graph.find_nodes(op="placeholder")
+    varying, stable = placeholders[:n_varying], placeholders[n_varying:]
+    changing = depends_on(module.graph, varying)
+    inside = [n for n in module.graph.nodes if n.op == "call_function" and n in changing]
+    wanted: list[Node] = []
+    for node in inside:
+        for x in node.all_input_nodes:
+            if x in changing or x in wanted or x.op != "call_function":
+                continue
+            if not _pays(x):
+                continue
+            wanted.append(x)
+    before = extract(module, stable, wanted)
+    for node in results(before.graph):
+        node.meta.setdefault("val", None)
+    inner = extract(module, [*varying, *stable, *wanted], results(module.graph))
+    return before, inner
+
+
+def _pays(node: Node) -> bool:
+    """Whether a value is worth computing before a loop.
+
+    A view that is contiguous costs nothing in the body, and Inductor's C++ wrapper (torch 2.13) frees a
+    view that is passed into a loop once per iteration.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not node.all_input_nodes or value.numel() > _LARGE:
+        return False
+    return not (value._is_view() and value.is_contiguous())  # pyright: ignore[reportPrivateUsage]

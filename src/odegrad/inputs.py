@@ -1,0 +1,145 @@
+"""Checks of what a user passes to `odegrad.solve`: what is wrong, what was received, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odegrad.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    NonFiniteInputError,
+    NonFiniteStateError,
+)
+from odegrad.gradients import Gradient
+from odegrad.schemes import SCHEMES
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves, Structure
+from odegrad.stepsize import AdaptiveStepSize, FixedStepSize
+
+__all__ = ["check_choices", "check_result", "checked_state", "checked_times"]
+
+
+def check_choices(
+    f: object, scheme: object, stepsize: object, gradient: object, max_steps: object
+) -> None:
+    """Whether each argument is an object of its kind."""
+    if not callable(f):
+        raise InvalidTypeError(f"f must be callable as f(t, y), received {type(f).__name__}")
+    names = [cls.__name__ for cls in SCHEMES]
+    if isinstance(scheme, str):
+        close = difflib.get_close_matches(scheme.lower(), [n.lower() for n in names])
+        found = [n for n in names if n.lower() in close] or names
+        raise InvalidTypeError(
+            f"scheme must be an object, received the string {scheme!r}; "
+            f"write scheme=odegrad.{found[0]}(), one of: {', '.join(found)}"
+        )
+    kinds: list[tuple[str, object, Any, str]] = [
+        ("scheme", scheme, Scheme, "Tsit5()"),
+        ("stepsize", stepsize, (FixedStepSize, AdaptiveStepSize), "PID(rtol=1e-6) or Fixed(0.1)"),
+        ("gradient", gradient, Gradient, "Discrete()"),
+    ]
+    for name, value, kind, example in kinds:
+        if isinstance(value, type):
+            raise InvalidTypeError(
+                f"{name} must be an object, received the class {value.__name__}; "
+                f"write {name}={value.__name__}(…)"
+            )
+        if not isinstance(value, kind):
+            raise InvalidTypeError(
+                f"{name} must be an object such as {example}, received {value!r}"
+            )
+    if (
+        isinstance(stepsize, AdaptiveStepSize)
+        and isinstance(scheme, Scheme)
+        and scheme.error_order is None
+    ):
+        raise InvalidValueError(
+            f"{type(scheme).__name__} has no error estimate, so {type(stepsize).__name__} cannot "
+            "choose its steps; pass stepsize=Fixed(dt) or Steps(n), or an adaptive scheme such as "
+            "Tsit5()"
+        )
+    if max_steps is not None and not (isinstance(max_steps, int) and max_steps > 0):
+        raise InvalidValueError(f"max_steps must be a positive int or None, received {max_steps!r}")
+
+
+def checked_state(y0: Any, check_finite: bool) -> tuple[Leaves, Structure]:
+    """The leaves of y0 and their structure."""
+    structure = Structure(y0)
+    leaves = structure.flatten(y0) or []
+    names = structure.leaf_names()
+    if not leaves:
+        raise InvalidValueError(f"y0 holds no tensor: received {y0!r}")
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise InvalidTypeError(
+                f"y0{name} must be a tensor, received {type(leaf).__name__}; "
+                "wrap numbers in torch.tensor(…)"
+            )
+        if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+            raise InvalidTypeError(
+                f"y0{name} is {leaf.dtype}; a state is floating-point or complex: pass y0.float()"
+            )
+        if leaf.device != leaves[0].device:
+            raise InvalidValueError(
+                f"y0{name} is on {leaf.device}, y0{names[0]} on {leaves[0].device}; "
+                "put the whole state on one device"
+            )
+        if check_finite and not bool(torch.isfinite(leaf).all()):
+            bad = torch.nonzero(~torch.isfinite(leaf.detach()))
+            raise NonFiniteInputError(
+                f"y0{name} has {len(bad)} values that are NaN or infinite, the first at index "
+                f"{bad[0].tolist()}"
+            )
+    return tuple(leaves), structure
+
+
+def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
+    """The landing times as a tensor and as floats."""
+    if not isinstance(ts, Tensor):
+        try:
+            if any(isinstance(t, Tensor) for t in ts):
+                ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
+            ts = torch.as_tensor(ts, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidTypeError(
+                f"ts must be a 1-D tensor or a sequence of floats, received {type(ts).__name__}"
+            ) from error
+    if ts.ndim != 1 or ts.numel() == 0:
+        raise InvalidValueError(
+            f"ts must have shape [T] with T ≥ 1, received shape {list(ts.shape)}"
+        )
+    if ts.dtype.is_complex or ts.dtype is torch.bool:
+        raise InvalidTypeError(f"ts must be real, received {ts.dtype}")
+    if not ts.dtype.is_floating_point:
+        ts = ts.to(torch.float64)
+    times = tuple(float(t) for t in ts.detach().to("cpu", torch.float64).tolist())
+    for i, t in enumerate(times):
+        if not abs(t) < float("inf"):
+            raise NonFiniteInputError(f"ts[{i}] is {t}; times must be finite")
+    sign = 1.0 if times[-1] >= times[0] else -1.0
+    for i in range(len(times) - 1):
+        if sign * (times[i + 1] - times[i]) < 0:
+            raise InvalidValueError(
+                f"ts must not change direction: ts[{i}] = {times[i]}, ts[{i + 1}] = {times[i + 1]}; "
+                "sort the times"
+            )
+    return ts, times
+
+
+def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
+    """Whether a solution on a fixed grid is finite."""
+    for leaf in ys:
+        if leaf.numel() == 0:
+            continue
+        finite = torch.isfinite(leaf.detach()).reshape(len(times), -1).all(dim=1)
+        if not bool(finite.all()):
+            j = int(torch.nonzero(~finite)[0])
+            raise NonFiniteStateError(
+                f"the solution is NaN or infinite at ts[{j}] = {times[j]:.6g}. The steps may be too "
+                "large for stability, or the solution may blow up: take smaller steps, or adaptive "
+                "ones, which find the place. (check_finite=False returns such numbers.)"
+            )

@@ -1,0 +1,51 @@
+"""What a backward sweep gathers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odegrad.state import Leaves, OptionalLeaves
+
+__all__ = ["Cotangents", "Total"]
+
+
+class Cotangents(NamedTuple):
+    """Cotangents of the inputs of a solve; `times` has one entry per landing time."""
+
+    y0: Leaves
+    p: OptionalLeaves
+    times: list[Tensor | None]
+
+
+class Total:
+    """A sum of cotangents of several tensors, in place on buffers that belong to it.
+
+    Arguments:
+        n: The number of tensors.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._sums: list[Tensor | None] = [None] * n
+
+    def add(self, more: OptionalLeaves) -> None:
+        """Adds `more`, one cotangent per tensor; None is zero."""
+        old: list[Tensor] = []
+        new: list[Tensor] = []
+        for i, grad in enumerate(more):
+            if grad is None:
+                continue
+            total = self._sums[i]
+            if total is None:
+                self._sums[i] = grad.clone()  # what autograd returns may be seen elsewhere, too
+            else:
+                old.append(total)
+                new.append(grad)
+        if old:
+            torch._foreach_add_(old, new)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+    def result(self) -> OptionalLeaves:
+        """The sums; None where nothing was added."""
+        return tuple(self._sums)

@@ -1,0 +1,78 @@
+"""How much memory an autograd graph holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """Measures what steps save for their transposes, from the graphs of the first two.
+
+    A storage counts once, and not at all if `p` lives in it; single numbers do not count. What the
+    second step saves beyond the first is what every further step saves, too: steps are taken to be
+    alike, and constants count once. What solves inside f keep is in their own statistics.
+
+    Arguments:
+        p: The tensors that f reads.
+    """
+
+    def __init__(self, p: Sequence[Tensor]) -> None:
+        self._seen: set[Any] = set()
+        self._storages = {_storage(x)[0] for x in p}
+        self._sizes: list[int] = []
+
+    def measure(self, outputs: Sequence[Tensor]) -> None:
+        """Walks the graph of a step's `outputs` back to what was walked before, for two steps."""
+        if len(self._sizes) == 2:
+            return
+        size, nodes = 0, [x.grad_fn for x in outputs if x.grad_fn is not None]
+        while nodes:
+            node = nodes.pop()
+            if node in self._seen:
+                continue
+            self._seen.add(node)
+            nodes += [following for following, _ in node.next_functions if following is not None]
+            for tensor in _saved(node):
+                key, held = _storage(tensor)
+                if tensor.ndim and key not in self._storages:
+                    self._storages.add(key)
+                    size += held
+        self._sizes.append(size)
+        if len(self._sizes) == 2:
+            self._seen = set()  # they would keep the graphs alive
+
+    def nbytes(self, steps: int) -> int:
+        """The bytes that the graphs of that many steps hold; ends the measurement."""
+        self._seen = set()
+        if not self._sizes:
+            return 0
+        return self._sizes[0] + (steps - 1) * self._sizes[-1]
+
+
+_NAMES: dict[type, list[str]] = {}
+
+
+def _saved(node: Any) -> list[Tensor]:
+    """The tensors that a node of the graph saved."""
+    names = _NAMES.get(type(node))
+    if names is None:
+        names = [x for x in dir(type(node)) if x.startswith("_saved_")]
+        _NAMES[type(node)] = names = [*names, "saved_tensors"]
+    found: list[Tensor] = []
+    for name in names:
+        value = getattr(node, name, None)
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += [x for x in value if isinstance(x, Tensor)]
+    return found
+
+
+def _storage(x: Tensor) -> tuple[int, int]:
+    storage = x.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
