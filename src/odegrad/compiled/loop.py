@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 
 from odegrad.compiled.capture import NotCompilable
 from odegrad.compiled.rewrite import REWRITES
-from odegrad.compiled.tracing import Fakes, hoist
+from odegrad.compiled.tracing import Fakes, hoist, inputs, narrowed, unaliased
 from odegrad.state import Leaves
 
 __all__ = ["Backend", "Loop", "build", "compile_graph", "using_backend"]
@@ -85,10 +85,26 @@ def build(
     carried, reads, stable = examples[:n], examples[n : n + r], examples[n + r + w :]
     rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in reads]
     traced = fakes.trace(body, [*carried, *rows, *stable], REWRITES)
-    before, inner = hoist(traced, n + r)
-    if current_backend() == "inductor" and carried[0].device.type == "cpu":
-        return _compile_loop(fakes, before, inner, more, sizes, examples)
-    return _Python(fakes, before, inner, more, sizes, examples)
+    before, inner = hoist(unaliased(traced), n + r)
+    goes_on = fakes.trace(lambda *given: [more(*given)], [*carried, *stable])
+    with fakes.mode:
+        stable = fakes.like([*stable, *before(*stable)])
+    # A loop hands its body and its condition every stable tensor in each iteration: only those read.
+    read = [x.users for x in inputs(inner)[n + r :]]
+    asked = [x.users for x in inputs(goes_on)[n:]]
+    used = [i for i, users in enumerate(read) if users or (i < len(asked) and asked[i])]
+    inner = narrowed(inner, [*range(n + r), *(n + r + i for i in used)])
+    goes_on = narrowed(goes_on, [*range(n), *(n + i for i in used if i < len(asked))])
+    whole = current_backend() == "inductor" and carried[0].device.type == "cpu"
+    make = _one_program if whole else _Turned
+    loop = make(fakes, inner, goes_on, sizes, [*examples[: n + r + w], *(stable[i] for i in used)])
+
+    def run(*given: Tensor) -> Leaves:
+        stable = given[n + r + w :]
+        stable = (*stable, *(x.contiguous() for x in before(*stable)))
+        return loop(*given[: n + r + w], *(stable[i] for i in used))
+
+    return run
 
 
 def _take(buffer: Tensor, index: Tensor) -> Tensor:
@@ -99,68 +115,63 @@ def _put(buffer: Tensor, index: Tensor, row: Tensor) -> None:
     buffer.index_copy_(0, index.reshape(1), row.unsqueeze(0))
 
 
-def _compile_loop(
+def _one_program(
     fakes: Fakes,
-    before: GraphModule,
     inner: GraphModule,
-    more: Callable[..., Tensor],
+    goes_on: GraphModule,
     sizes: Sizes,
     examples: Sequence[Tensor],
 ) -> Loop:
+    """The loop as one Inductor program."""
     n, r, w = sizes.carried, sizes.reads, sizes.writes
-    end = len(examples)
+    n_asked = len(inputs(goes_on))
 
     def body(*given: Tensor) -> tuple[Tensor, ...]:
-        state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w : end]
+        state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w :]
         rows = [_take(b, state[0]) for b in buffers[:r]]
-        found = inner(*state, *rows, *stable, *given[end:])
+        found = inner(*state, *rows, *stable)
         for buffer, row in zip(buffers[r:], found[n:], strict=True):
             _put(buffer, state[0], row)
         return tuple(found[:n])
 
-    def goes_on(*given: Tensor) -> Tensor:
-        return more(*given[:n], *given[n + r + w : end])
+    def more(*given: Tensor) -> Tensor:
+        return goes_on(*given[:n], *given[n + r + w : r + w + n_asked])[0]
 
     def whole(*given: Tensor) -> tuple[Tensor, ...]:
-        hoisted = tuple(x.contiguous().clone() for x in before(*given[n + r + w :]))
         return torch.ops.higher_order.while_loop(
-            goes_on,
+            more,
             body,
             tuple(given[:n]),
-            (*given[n:], *hoisted),
+            tuple(given[n:]),
             mutated_arg_indices=",".join(str(i) for i in range(n + r, n + r + w)),
         )
 
     return compile_graph(fakes.trace(whole, examples), examples)
 
 
-class _Python:
+class _Turned:
     """The same loop turned by Python, around the compiled body."""
 
     def __init__(
         self,
         fakes: Fakes,
-        before: GraphModule,
         inner: GraphModule,
-        more: Callable[..., Tensor],
+        goes_on: GraphModule,
         sizes: Sizes,
         examples: Sequence[Tensor],
     ) -> None:
-        self._sizes, self._before, self._more = sizes, before, more
+        self._sizes, self._more, self._n_asked = sizes, goes_on, len(inputs(goes_on))
         n, r, w = sizes.carried, sizes.reads, sizes.writes
-        varying = [*examples[:n], *(fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r])]
-        stable = list(examples[n + r + w :])
-        with fakes.mode:
-            hoisted = list(before(*stable))
-        self._inner = compile_graph(inner, [*varying, *stable, *hoisted])
+        rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r]]
+        self._inner = compile_graph(inner, [*examples[:n], *rows, *examples[n + r + w :]])
 
     def __call__(self, *given: Tensor) -> Leaves:
         n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
         state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w :]
-        hoisted = tuple(self._before(*stable))
-        while bool(self._more(*state, *stable)):
+        asked = stable[: self._n_asked - n]
+        while bool(self._more(*state, *asked)[0]):
             rows = [_take(b, state[0]) for b in buffers[:r]]
-            found = self._inner(*state, *rows, *stable, *hoisted)
+            found = self._inner(*state, *rows, *stable)
             for buffer, row in zip(buffers[r:], found[n:], strict=True):
                 _put(buffer, state[0], row)
             state = tuple(found[:n])

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-__all__ = ["Fakes", "depends_on", "extract", "hoist", "results"]
+__all__ = ["Fakes", "depends_on", "extract", "hoist", "inputs", "narrowed", "results", "unaliased"]
 
 aten = torch.ops.aten
 
@@ -46,9 +47,15 @@ class Fakes:
             module = make_fx(function, decomposition_table=rewrites)(*examples)
         for node in module.graph.find_nodes(op="call_function", target=aten.detach.default):
             node.replace_all_uses_with(node.args[0])
+        module.graph = fx_graph_cse(module.graph)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+
+def inputs(module: GraphModule) -> list[Node]:
+    """The inputs of a graph."""
+    return module.graph.find_nodes(op="placeholder")
 
 
 def results(graph: Graph) -> list[Node]:
@@ -83,6 +90,27 @@ def extract(module: GraphModule, inputs: Sequence[Node], outputs: Sequence[Node]
     return part
 
 
+def narrowed(module: GraphModule, kept: Sequence[int]) -> GraphModule:
+    """A graph without those of its inputs that it does not read and that are not `kept`."""
+    given = inputs(module)
+    return extract(module, [given[i] for i in kept], results(module.graph))
+
+
+def unaliased(module: GraphModule) -> GraphModule:
+    """A graph none of whose results is one of its inputs, or another result."""
+    graph, met = module.graph, set(inputs(module))
+    found = results(graph)
+    with graph.inserting_before(graph.output_node()):
+        for i, node in enumerate(found):
+            if node in met:
+                found[i] = graph.call_function(aten.clone.default, (node,))
+                found[i].meta = dict(node.meta)
+            met.add(node)
+    graph.output_node().args = (tuple(found),)
+    module.recompile()
+    return module
+
+
 _LARGE = 1 << 20
 """A view of more elements than this is taken anew in every step rather than copied beforehand."""
 
@@ -98,8 +126,8 @@ def hoist(module: GraphModule, n_varying: int) -> tuple[GraphModule, GraphModule
         A graph from the stable inputs to values computed before the loop, and the body that takes
         (varying inputs, stable inputs, those values).
     """
-    placeholders = module.graph.find_nodes(op="placeholder")
-    varying, stable = placeholders[:n_varying], placeholders[n_varying:]
+    given = inputs(module)
+    varying, stable = given[:n_varying], given[n_varying:]
     changing = depends_on(module.graph, varying)
     inside = [n for n in module.graph.nodes if n.op == "call_function" and n in changing]
     wanted: list[Node] = []
@@ -111,18 +139,12 @@ def hoist(module: GraphModule, n_varying: int) -> tuple[GraphModule, GraphModule
                 continue
             wanted.append(x)
     before = extract(module, stable, wanted)
-    for node in results(before.graph):
-        node.meta.setdefault("val", None)
     inner = extract(module, [*varying, *stable, *wanted], results(module.graph))
     return before, inner
 
 
 def _pays(node: Node) -> bool:
-    """Whether a value is worth computing before a loop.
-
-    A view that is contiguous costs nothing in the body, and Inductor's C++ wrapper (torch 2.13) frees a
-    view that is passed into a loop once per iteration.
-    """
+    """Whether a value is worth computing before a loop: a contiguous view costs nothing in the body."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not node.all_input_nodes or value.numel() > _LARGE:
         return False
