@@ -1,12 +1,12 @@
 """Steps as compiled programs: capturing f, tracing a scheme's step and its transpose, loops over them."""
 
 from odegrad.compiled.blocks import Blocks
-from odegrad.compiled.capture import NotCompilable
 from odegrad.compiled.clock import Ticks
 from odegrad.compiled.controller import March, constants
 from odegrad.compiled.loop import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import Programs
+from odegrad.compiled.tracing import NotCompilable
 
 __all__ = [
     "Blocks",

@@ -17,6 +17,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from odegrad.compiled.tracing import NotCompilable, first_line
 from odegrad.state import Leaves, Structure
 
-__all__ = ["CapturedFunction", "FieldGraph", "NotCompilable", "capture_function"]
+__all__ = ["CapturedFunction", "FieldGraph", "capture_function"]
 
 _MOST_VARIANTS = 64
 """How many graphs of one function are kept: one per shape, dtype and Python value that it reads."""
-
-
-class NotCompilable(Exception):
-    """Why something has to run without being compiled; never reaches the user."""
 
 
 @dataclass(eq=False)
@@ -104,8 +102,7 @@ def capture_function(
     t, y = t.detach(), tuple(leaf.detach().requires_grad_() for leaf in y)
     known: list[Any] = [t, *y]
     seen = _Seen()
-    global _now
-    outer, _now = _now, seen
+    token = _now.set(seen)
     try:
         with torch.enable_grad():
             _entry(f)(f, t, state.unflatten(y), args)
@@ -116,7 +113,7 @@ def capture_function(
             raise  # f itself raises
         raise NotCompilable(_reason(error)) from error
     finally:
-        _now = outer
+        _now.reset(token)
     if seen.graph is None:
         raise NotCompilable("f computes nothing from tensors that could be compiled")
     roles: list[int] = []
@@ -130,7 +127,7 @@ def capture_function(
     return CapturedFunction(seen.graph, tuple(roles), None if scalar else state)
 
 
-_now = _Seen()
+_now: ContextVar[_Seen] = ContextVar("now")
 
 
 def _backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
@@ -142,7 +139,8 @@ def _backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     results = tuple(torch.empty(x.shape, dtype=x.dtype) for x in fakes)
 
     def note(*inputs: Any) -> Any:
-        _now.graph, _now.inputs = graph, inputs
+        seen = _now.get()
+        seen.graph, seen.inputs = graph, inputs
         return results
 
     return note
@@ -189,5 +187,4 @@ def _reason(error: Exception) -> str:
             f"its graph had to be made anew {_MOST_VARIANTS} times: a shape, or a Python number or "
             "attribute that f reads, changes from call to call"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -6,8 +6,7 @@ The order of the operations is the same, so that in float64 the two engines acce
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,18 +17,34 @@ from odegrad.state import Leaves
 from odegrad.stepsize import PID
 from odegrad.stepsize.pid import SMALLEST_RATIO, scaled_norm
 
-__all__ = ["Attempt", "March", "constants", "decide"]
+__all__ = ["CONSTANTS", "Attempt", "March", "attempt", "constants", "decide"]
 
-_NAMES = ("rtol", "atol", "p", "i", "d", "safety", "factor_min", "factor_max", "dt_min", "dt_max")
+CONSTANTS = (
+    "rtol",
+    "atol",
+    "p",
+    "i",
+    "d",
+    "safety",
+    "factor_min",
+    "factor_max",
+    "dt_min",
+    "dt_max",
+)
 
 
 def constants(control: PID) -> Tensor:
     """The numbers of a controller, so that other tolerances need no other program."""
-    return torch.tensor([getattr(control, name) for name in _NAMES], dtype=torch.float64)
+    return torch.tensor([getattr(control, name) for name in CONSTANTS], dtype=torch.float64)
 
 
 def decide(
-    c: dict[str, Tensor], ratio: Tensor, last: Tensor, before: Tensor, rejected: Tensor, order: int
+    c: Mapping[str, Tensor],
+    ratio: Tensor,
+    last: Tensor,
+    before: Tensor,
+    rejected: Tensor,
+    order: int,
 ) -> tuple[Tensor, Tensor]:
     """`PID.decide`: whether to accept, and the factor."""
     finite = torch.isfinite(ratio)
@@ -120,7 +135,7 @@ def attempt(
         n_state: How many leaves count in the error norm.
         norm: The controller's norm.
     """
-    c = dict(zip(_NAMES, vector.unbind(), strict=True))
+    c: dict[str, Tensor] = dict(zip(CONSTANTS, vector.unbind(), strict=True))
     one = torch.ones_like(march.sigma)
     start, stop = _at(times, march.segment), _at(times, march.segment + 1)
     span, length = stop - start, (stop - start).abs()

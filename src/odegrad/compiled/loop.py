@@ -2,10 +2,12 @@
 
 A *loop* carries a few tensors, the first of which is an index. In each iteration it reads row `index`
 of some buffers, calls a pure body, and writes the body's results into row `index` of others, in place:
-no buffer is copied, so the cost of a step does not depend on how many rows there are. On the CPU the
-whole loop is one Inductor program around `torch.ops.higher_order.while_loop`. Elsewhere, and where
-that operator fails, the body alone is compiled and Python turns the loop (`Python`); on CUDA one
-recorded graph replays several iterations (`odegrad.compiled.cuda`).
+no buffer is copied, so the cost of a step does not depend on how many rows there are. What the body
+computes from stable inputs alone is computed before the loop.
+
+On the CPU the whole loop is one Inductor program around `torch.ops.higher_order.while_loop`. Elsewhere,
+and where Inductor cannot compile that, the body alone is compiled and Python turns the loop; where even
+that fails, the body runs as the graph it is.
 
 Written against torch 2.13, where that operator is a prototype. It is called directly: the public
 wrapper would run Dynamo once more at every trace.
@@ -14,21 +16,39 @@ wrapper would run Dynamo once more at every trace.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import sysconfig
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from odegrad.compiled.capture import NotCompilable
 from odegrad.compiled.rewrite import REWRITES
-from odegrad.compiled.tracing import Fakes, hoist, inputs, narrowed, unaliased
+from odegrad.compiled.tracing import (
+    Fakes,
+    NotCompilable,
+    first_line,
+    hoist,
+    inputs,
+    narrowed,
+    unaliased,
+)
 from odegrad.state import Leaves
 
-__all__ = ["Backend", "Loop", "build", "compile_graph", "using_backend"]
+__all__ = [
+    "Backend",
+    "Loop",
+    "Sizes",
+    "build",
+    "compile_graph",
+    "compiler_obstacle",
+    "using_backend",
+]
 
 Backend: TypeAlias = Literal["inductor", "steps", "interpreter"]
 """How programs run: compiled with their loops, compiled step by step, or as the graphs they are."""
@@ -37,7 +57,7 @@ _backend: ContextVar[Backend] = ContextVar("backend", default="inductor")
 
 
 @contextlib.contextmanager
-def using_backend(backend: Backend) -> Iterator[None]:
+def using_backend(backend: Backend) -> Generator[None]:
     """Within it, programs are made for another backend (the tests compare them)."""
     token = _backend.set(backend)
     try:
@@ -70,8 +90,9 @@ def build(
     more: Callable[..., Tensor],
     sizes: Sizes,
     examples: Sequence[Tensor],
+    tell: Callable[[str], object],
 ) -> Loop:
-    """Compiles a loop.
+    """Compiles a loop, as far as it can be.
 
     Arguments:
         fakes: The stand-ins that `examples` are made of.
@@ -79,6 +100,7 @@ def build(
         more: (*carried, *stable) ↦ whether to go on, a 0-dim bool.
         sizes: How many of each there are.
         examples: Stand-ins for (carried, read buffers, written buffers, stable).
+        tell: Is told what cannot be compiled, and why.
     """
     n, r, w = sizes.carried, sizes.reads, sizes.writes
     examples = fakes.like(examples)
@@ -95,9 +117,15 @@ def build(
     used = [i for i, users in enumerate(read) if users or (i < len(asked) and asked[i])]
     inner = narrowed(inner, [*range(n + r), *(n + r + i for i in used)])
     goes_on = narrowed(goes_on, [*range(n), *(n + i for i in used if i < len(asked))])
-    whole = current_backend() == "inductor" and carried[0].device.type == "cpu"
-    make = _one_program if whole else _Turned
-    loop = make(fakes, inner, goes_on, sizes, [*examples[: n + r + w], *(stable[i] for i in used)])
+    examples = [*examples[: n + r + w], *(stable[i] for i in used)]
+    loop = None
+    if current_backend() == "inductor" and carried[0].device.type == "cpu":
+        try:
+            loop = _one_program(fakes, inner, goes_on, sizes, examples)
+        except NotCompilable as reason:
+            tell(f"the loop over steps cannot be compiled as a whole: {reason}")
+    if loop is None:
+        loop = _Turned(fakes, inner, goes_on, sizes, examples, tell)
 
     def run(*given: Tensor) -> Leaves:
         stable = given[n + r + w :]
@@ -146,7 +174,7 @@ def _one_program(
             mutated_arg_indices=",".join(str(i) for i in range(n + r, n + r + w)),
         )
 
-    return compile_graph(fakes.trace(whole, examples), examples)
+    return _inductor(fakes.trace(whole, examples), examples)
 
 
 class _Turned:
@@ -159,11 +187,12 @@ class _Turned:
         goes_on: GraphModule,
         sizes: Sizes,
         examples: Sequence[Tensor],
+        tell: Callable[[str], object],
     ) -> None:
         self._sizes, self._more, self._n_asked = sizes, goes_on, len(inputs(goes_on))
         n, r, w = sizes.carried, sizes.reads, sizes.writes
         rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r]]
-        self._inner = compile_graph(inner, [*examples[:n], *rows, *examples[n + r + w :]])
+        self._inner = compile_graph(inner, [*examples[:n], *rows, *examples[n + r + w :]], tell)
 
     def __call__(self, *given: Tensor) -> Leaves:
         n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
@@ -178,14 +207,26 @@ class _Turned:
         return state
 
 
-def compile_graph(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """A graph as a fast callable, for tensors like `examples`.
+def compile_graph(
+    module: GraphModule, examples: Sequence[Tensor], tell: Callable[[str], object]
+) -> Callable[..., Any]:
+    """A graph as a fast callable for tensors like `examples`; itself if it cannot be compiled.
 
-    Raises:
-        NotCompilable: If Inductor cannot compile it, for example for want of a C++ compiler.
+    Arguments:
+        module: The graph.
+        examples: Stand-ins for its inputs.
+        tell: Is told why it cannot.
     """
     if current_backend() == "interpreter":
         return module
+    try:
+        return _inductor(module, examples)
+    except NotCompilable as reason:
+        tell(f"a step cannot be compiled: {reason}")
+        return module
+
+
+def _inductor(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
     import torch._inductor as inductor
     from torch._inductor import exc
 
@@ -193,13 +234,23 @@ def compile_graph(module: GraphModule, examples: Sequence[Tensor]) -> Callable[.
     if all(x.device.type == "cpu" for x in examples):
         options["cpp_wrapper"] = True  # no Python between the kernels
     try:
-        return inductor.compile(module, list(examples), options=options)
-    except exc.InvalidCxxCompiler as error:
-        raise NotCompilable("no C++ compiler was found; install g++ or clang, or set CXX") from error
+        program: Any = inductor.compile(module, list(examples), options=options)
     except exc.CppCompileError as error:
-        text = str(error)
-        why = "the Python headers (Python.h) are missing" if "Python.h" in text else "the C++ compiler failed"
-        raise NotCompilable(f"{why}; see the error above this one") from error
+        raise NotCompilable("the C++ compiler failed; see the error above this one") from error
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise NotCompilable(f"Inductor failed: {lines[0] if lines else type(error).__name__}") from error
+        raise NotCompilable(f"Inductor failed: {first_line(error)}") from error
+    return program
+
+
+@functools.cache
+def compiler_obstacle() -> str | None:
+    """Why nothing can be compiled for the CPU on this machine, or None."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return "no C++ compiler was found; install g++ or clang, or set CXX"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers (Python.h) are missing; install python3-dev or its like"
+    return None

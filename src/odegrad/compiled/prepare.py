@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odegrad.compiled.capture import NotCompilable, capture_function
-from odegrad.compiled.loop import current_backend
+from odegrad.compiled.capture import capture_function
+from odegrad.compiled.loop import compiler_obstacle, current_backend
 from odegrad.compiled.programs import Programs
+from odegrad.compiled.tracing import NotCompilable
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, Structure, widest_real_dtype
@@ -50,9 +51,10 @@ def prepare(
 
     Raises:
         NotCompilable: If one of them cannot be captured, draws random numbers, or writes into what it
-            reads; or if the controller is not one that was written for compiled loops.
+            reads; if the controller is not one that was written for compiled loops; or if there is no
+            compiler.
     """
-    _check_surroundings(stepsize)
+    _check_surroundings(stepsize, y)
     time = torch.full((), t, dtype=widest_real_dtype(y), device=y[0].device)
     p: list[Tensor] = []
     graph_f = capture_function(f, time, y, state, args, p, scalar=False)
@@ -70,9 +72,14 @@ def prepare(
     return Prepared(field, programs)
 
 
-def _check_surroundings(stepsize: StepSize) -> None:
+def _check_surroundings(stepsize: StepSize, y: Leaves) -> None:
+    obstacle = compiler_obstacle() if current_backend() != "interpreter" else None
+    if obstacle is not None and y[0].device.type == "cpu":
+        raise NotCompilable(obstacle)
     if not isinstance(stepsize, (PID, FixedStepSize)):
-        raise NotCompilable(f"{type(stepsize).__name__} is not PID, whose decisions can be compiled")
+        raise NotCompilable(
+            f"{type(stepsize).__name__} is not PID, whose decisions can be compiled"
+        )
     if torch._C._functorch.get_interpreter_stack():  # pyright: ignore
         raise NotCompilable("it runs under a transform of torch.func")
     if torch.overrides._get_current_function_mode_stack():  # pyright: ignore

@@ -7,26 +7,32 @@ most `Programs.rows` steps; Python hands it buffers with one row per step.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from odegrad.compiled.controller import March, attempt
+from odegrad.compiled.controller import CONSTANTS, March, attempt
 from odegrad.compiled.loop import Loop, Sizes, build, compile_graph
 from odegrad.compiled.pullback import Pullback, trace_pullback
 from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import Fakes
+from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
-from odegrad.schemes.base import Scheme
+from odegrad.schemes.base import Scheme, Step
 from odegrad.state import Leaves, nbytes
 from odegrad.stepsize.pid import scaled_norm, starting_size
 
 __all__ = ["Programs", "Transposed"]
 
 _MOST_ROWS, _FEWEST_ROWS, _CHUNK_BYTES = 128, 16, 32 << 20
+
+
+Norm: TypeAlias = Callable[[Leaves], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ class Programs:
         scheme: The scheme.
         y: A state.
         p: The tensors that f reads.
+
+    Attributes:
+        rows: The most steps in a chunk.
+        init_evaluations: Evaluations of f before the first step.
+        step_evaluations: Evaluations of f per step, once a march was made.
+        announce: Entered while something is being compiled.
     """
 
     def __init__(self, field: VectorField, scheme: Scheme, y: Leaves, p: Leaves) -> None:
@@ -53,6 +65,8 @@ class Programs:
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
         self._cpu = torch.device("cpu")
         self._made: dict[Any, Any] = {}
+        self._told = False
+        self.announce: Callable[[], AbstractContextManager[object]] = nullcontext
         self._time = self._fakes.empty((), torch.float64, self._cpu)
         self._carry = self._trace_init()
         self.rows = max(_FEWEST_ROWS, min(_MOST_ROWS, _CHUNK_BYTES // max(1, nbytes(self._y))))
@@ -74,10 +88,6 @@ class Programs:
         """A cotangent of the carry that is zero."""
         return tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in self._carry)
 
-    def like_state(self) -> list[Tensor]:
-        """Stand-ins for state and carry."""
-        return [*self._y, *self._carry]
-
     def _rows(self, like: Sequence[Tensor]) -> list[Tensor]:
         return [self._fakes.empty((self.rows, *x.shape), x.dtype, x.device) for x in like]
 
@@ -89,11 +99,16 @@ class Programs:
 
     # The programs.
 
-    def start(self, norm: Callable[[Leaves], Tensor] | None, adaptive: bool) -> Callable[..., Any]:
+    def start(self, norm: Norm | None, adaptive: bool) -> Callable[..., Any]:
         """(t, direction, rtol, atol, *y, *p) ↦ (h if adaptive, *carry)."""
+        return self._make(("start", norm, adaptive), lambda: self._start(norm, adaptive))
+
+    def _start(self, norm: Norm | None, adaptive: bool) -> Callable[..., Any]:
         n = len(self._y)
 
-        def function(t: Tensor, direction: Tensor, rtol: Tensor, atol: Tensor, *given: Tensor) -> list[Tensor]:
+        def function(
+            t: Tensor, direction: Tensor, rtol: Tensor, atol: Tensor, *given: Tensor
+        ) -> list[Tensor]:
             y, p = given[:n], given[n:]
             carry = self.scheme.init(self._field, t, y, p)
             if not adaptive:
@@ -105,14 +120,16 @@ class Programs:
             order = self.scheme.order
             return [starting_size(self._field, scaled, order, t, direction, y, p), *carry]
 
-        examples = [self._time] * 4 + [*self._y, *self._p]
-        return self._make(("start", norm, adaptive), lambda: self._graph(function, examples))
+        return self._graph(function, [self._time] * 4 + [*self._y, *self._p])
 
     def march(self) -> Loop:
         """A loop over given steps.
 
         (i, *y, *carry | t, dt rows | *y, *carry rows | n, *p) ↦ the same at i = n.
         """
+        return self._make("march", self._march)
+
+    def _march(self) -> Loop:
         n_y, n_s = len(self._y), len(self._y) + len(self._carry)
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:
@@ -123,30 +140,37 @@ class Programs:
         def more(i: Tensor, *given: Tensor) -> Tensor:
             return i < given[n_s]
 
-        state = self.like_state()
-        examples = [self._count(), *state, *self._times(), *self._rows(state), self._count(), *self._p]
-        sizes = Sizes(carried=1 + n_s, reads=2, writes=n_s)
-        return self._make("march", lambda: self._loop(body, more, sizes, examples))
+        state = [*self._y, *self._carry]
+        examples = [
+            *(self._count(), *state),
+            *self._times(),
+            *self._rows(state),
+            *(self._count(), *self._p),
+        ]
+        return self._loop(body, more, Sizes(carried=1 + n_s, reads=2, writes=n_s), examples)
 
-    def adaptive_march(self, norm: Callable[[Leaves], Tensor] | None, n_times: int) -> Loop:
+    def adaptive_march(self, norm: Norm | None, n_times: int) -> Loop:
         """A loop over attempted steps.
 
         (*march, *y, *carry | | *y, *carry, fraction, segment rows | times, constants, limit,
         segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
         """
+        return self._make(("adaptive", norm, n_times), lambda: self._adaptive(norm, n_times))
+
+    def _adaptive(self, norm: Norm | None, n_times: int) -> Loop:
         n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
-        n_state, order = self._field.n_state, self.scheme.error_order
+        n_state, order, rows = self._field.n_state, self.scheme.error_order, self.rows
         assert order is not None
-        rows = self.rows
 
         def body(*given: Tensor) -> list[Tensor]:
             march, state = March(*given[:n_m]), given[n_m : n_m + n_s]
             times, vector, limit, _, *p = given[n_m + n_s :]
             y, carry = state[:n_y], state[n_y:]
-            found = attempt(
-                lambda t, dt: self.scheme.step(self._field, t, dt, y, carry, tuple(p)),
-                march, y, carry, times, vector, limit, order, n_state, norm,
-            )
+
+            def take(t: Tensor, dt: Tensor) -> Step:
+                return self.scheme.step(self._field, t, dt, y, carry, tuple(p))
+
+            found = attempt(take, march, y, carry, times, vector, limit, order, n_state, norm)
             written = [*state, found.following, march.segment]
             return [*found.march, *found.y, *found.carry, *written]
 
@@ -154,21 +178,32 @@ class Programs:
             march, segments = March(*given[:n_m]), given[n_m + n_s + 3]
             return (march.row < rows) & (march.segment < segments) & ~march.stuck
 
-        state, fakes = self.like_state(), self._fakes
-        with fakes.mode:
-            march = March.start(self._time)
-            stable = [
-                torch.empty(n_times, dtype=torch.float64),
-                torch.empty(10, dtype=torch.float64),
-                self._count(),
-                self._count(),
-            ]
+        state, fakes = [*self._y, *self._carry], self._fakes
+        march = fakes.like(March.start(torch.ones((), dtype=torch.float64)))
+        times = fakes.empty((n_times,), torch.float64, self._cpu)
+        vector = fakes.empty((len(CONSTANTS),), torch.float64, self._cpu)
         written = self._rows([*state, self._time, self._count()])
-        examples = [*fakes.like(march), *state, *written, *stable, *self._p]
+        stable = [times, vector, self._count(), self._count(), *self._p]
         sizes = Sizes(carried=n_m + n_s, reads=0, writes=len(written))
-        return self._make(
-            ("adaptive", norm, n_times), lambda: self._loop(body, more, sizes, examples)
-        )
+        return self._loop(body, more, sizes, [*march, *state, *written, *stable])
+
+    def pullback(self, wanted: tuple[bool, ...], timed: bool) -> Pullback:
+        """The transpose of a step as a graph.
+
+        Arguments:
+            wanted: Which of p need a cotangent.
+            timed: Whether t and dt do.
+
+        Raises:
+            NotCompilable: If the step cannot be differentiated as a graph.
+        """
+
+        def make() -> Pullback:
+            return trace_pullback(
+                self._fakes, self._field, self.scheme, self._y, self._carry, self._p, wanted, timed
+            )
+
+        return self._make(("pullback", wanted, timed), make)
 
     def transposed(self, wanted: tuple[bool, ...], timed: bool, labelled: bool) -> Transposed:
         """The loop over transposed steps, from the last to the first.
@@ -178,14 +213,11 @@ class Programs:
         """
         return self._make(
             ("transposed", wanted, timed, labelled),
-            lambda: self._transposed(wanted, timed, labelled),
+            lambda: self._transposed(self.pullback(wanted, timed), timed, labelled),
         )
 
-    def _transposed(self, wanted: tuple[bool, ...], timed: bool, labelled: bool) -> Transposed:
-        pull = trace_pullback(
-            self._fakes, self._field, self.scheme, self._y, self._carry, self._p, wanted, timed
-        )
-        state, n_y = self.like_state(), len(self._y)
+    def _transposed(self, pull: Pullback, timed: bool, labelled: bool) -> Transposed:
+        state, n_y = [*self._y, *self._carry], len(self._y)
         sums = [self._p[i] for i in pull.summed]
         n_s, n_g, n_t = len(state), len(sums), 2 if timed else 0
 
@@ -217,40 +249,46 @@ class Programs:
 
         Parameters without a gradient get None.
         """
+        return self._make(("finish", wanted), lambda: self._finish(wanted))
+
+    def _finish(self, wanted: tuple[bool, ...]) -> Callable[..., Any]:
         n_y, n_p = len(self._y), len(self._p)
+        reached: list[int] = []
 
-        def make() -> Callable[..., Any]:
-            reached: list[int] = []
+        def function(t: Tensor, *given: Tensor) -> list[Tensor]:
+            y, p, grads = given[:n_y], given[n_y : n_y + n_p], given[n_y + n_p :]
+            p = tuple(x.detach().requires_grad_(w) for x, w in zip(p, wanted, strict=True))
+            found = self.scheme.init_vjp(self._field, t, y, p, grads)
+            assert found.t is not None
+            reached[:] = [i for i, g in enumerate(found.p) if g is not None]
+            return [found.t, *found.y, *(g for g in found.p if g is not None)]
 
-            def function(t: Tensor, *given: Tensor) -> list[Tensor]:
-                y, p, grads = given[:n_y], given[n_y : n_y + n_p], given[n_y + n_p :]
-                p = tuple(x.detach().requires_grad_(w) for x, w in zip(p, wanted, strict=True))
-                found = self.scheme.init_vjp(self._field, t, y, p, grads)
-                assert found.t is not None
-                reached[:] = [i for i, g in enumerate(found.p) if g is not None]
-                return [found.t, *found.y, *(g for g in found.p if g is not None)]
+        compiled = self._graph(function, [self._time, *self._y, *self._p, *self._carry])
 
-            compiled = self._graph(function, [self._time, *self._y, *self._p, *self._carry])
+        def run(*given: Tensor) -> list[Tensor | None]:
+            found = compiled(*given)
+            grad_p = dict(zip(reached, found[1 + n_y :], strict=True))
+            return [*found[: 1 + n_y], *(grad_p.get(i) for i in range(n_p))]
 
-            def run(*given: Tensor) -> list[Tensor | None]:
-                found = compiled(*given)
-                grad_p = dict(zip(reached, found[1 + n_y :], strict=True))
-                return [*found[: 1 + n_y], *(grad_p.get(i) for i in range(n_p))]
-
-            return run
-
-        return self._make(("finish", wanted), make)
+        return run
 
     # How they are made.
 
     def _make(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
-            self._made[key] = make()
+            with self.announce():
+                self._made[key] = make()
         return self._made[key]
+
+    def _tell(self, message: str) -> None:
+        """Warns, once, that something is not compiled."""
+        if not self._told:
+            self._told = True
+            warnings.warn(f"compile=True helps less than it could: {message}", OdegradWarning, 2)
 
     def _graph(self, function: Callable[..., Any], examples: list[Tensor]) -> Callable[..., Any]:
         module = self._fakes.trace(function, examples, REWRITES)
-        return compile_graph(module, self._fakes.like(examples))
+        return compile_graph(module, self._fakes.like(examples), self._tell)
 
     def _loop(
         self,
@@ -260,6 +298,6 @@ class Programs:
         examples: list[Tensor],
     ) -> Loop:
         before = self._field.evaluations
-        loop = build(self._fakes, body, more, sizes, examples)
+        loop = build(self._fakes, body, more, sizes, examples, self._tell)
         self.step_evaluations = max(self.step_evaluations, self._field.evaluations - before)
         return loop

@@ -108,13 +108,11 @@ def trace_pullback(
     reached: list[int] = []
     counts = field.evaluations, field.transposes
 
-    def function(t: Tensor, dt: Tensor, *given: Tensor) -> list[Tensor]:
+    def function(t: Tensor, dt: Tensor, *given: Tensor) -> list[Tensor | None]:
         y, carry = given[:n_y], given[n_y : n_y + n_c]
         p_, grads = given[n_y + n_c : n_y + n_c + n_p], given[n_y + n_c + n_p :]
         p_ = tuple(x.detach().requires_grad_(w) for x, w in zip(p_, wanted, strict=True))
-        found = scheme.step_vjp(
-            field, t, dt, y, carry, p_, grads[:n_y], grads[n_y:] or None
-        )
+        found = scheme.step_vjp(field, t, dt, y, carry, p_, grads[:n_y], grads[n_y:] or None)
         reached[:] = [i for i, g in enumerate(found.p) if g is not None]
         times = (found.t, found.dt) if timed else ()
         return [*times, *found.y, *(found.carry or ()), *(found.p[i] for i in reached)]
@@ -164,16 +162,12 @@ def _defer(
         for p, nodes in terms.items():
             for node in nodes:
                 old = sums.get(p)
-                sums[p] = (
-                    node if old is None else graph.call_function(aten.add.Tensor, (old, node))
-                )
+                sums[p] = node if old is None else graph.call_function(aten.add.Tensor, (old, node))
         graph.output_node().args = ((*outputs[:n_first], *sums.values(), *rows),)
     graph.eliminate_dead_code()
     module.recompile()
     stands = tuple(node.meta["val"] for node in rows)
-    return Pullback(
-        module, tuple(sums), stands, tuple(deferred), tuple(reached), evaluations, vjps
-    )
+    return Pullback(module, tuple(sums), stands, tuple(deferred), tuple(reached), evaluations, vjps)
 
 
 _SAME = (aten.detach.default, aten.alias.default)

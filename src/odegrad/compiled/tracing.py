@@ -13,9 +13,24 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-__all__ = ["Fakes", "depends_on", "extract", "hoist", "inputs", "narrowed", "results", "unaliased"]
+__all__ = [
+    "Fakes",
+    "NotCompilable",
+    "depends_on",
+    "extract",
+    "first_line",
+    "hoist",
+    "inputs",
+    "narrowed",
+    "results",
+    "unaliased",
+]
 
 aten = torch.ops.aten
+
+
+class NotCompilable(Exception):
+    """Why something has to run without being compiled; never reaches the user."""
 
 
 class Fakes:
@@ -41,16 +56,30 @@ class Fakes:
         examples: Sequence[Tensor],
         rewrites: dict[Any, Callable[..., Tensor]] | None = None,
     ) -> GraphModule:
-        """The ATen graph of a function of tensors that returns a flat sequence of tensors."""
+        """The ATen graph of a function of tensors that returns a flat sequence of tensors.
+
+        Raises:
+            NotCompilable: If an operation in it depends on values.
+        """
         examples = self.like(examples)  # one tensor in two places would become one input
-        with self.mode, torch.no_grad():
-            module = make_fx(function, decomposition_table=rewrites)(*examples)
+        try:
+            with self.mode, torch.no_grad():
+                module = make_fx(function, decomposition_table=rewrites)(*examples)
+        except Exception as error:
+            name = type(error).__name__
+            raise NotCompilable(f"a step is not one graph ({name}: {first_line(error)})") from error
         for node in module.graph.find_nodes(op="call_function", target=aten.detach.default):
             node.replace_all_uses_with(node.args[0])
         module.graph = fx_graph_cse(module.graph)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def inputs(module: GraphModule) -> list[Node]:
@@ -80,9 +109,9 @@ def extract(module: GraphModule, inputs: Sequence[Node], outputs: Sequence[Node]
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
     for node in module.graph.nodes:
-        if node not in copies and node.op not in ("placeholder", "output"):
-            if all(x in copies for x in node.all_input_nodes):
-                copies[node] = graph.node_copy(node, copies.__getitem__)
+        new = node not in copies and node.op not in ("placeholder", "output")
+        if new and all(x in copies for x in node.all_input_nodes):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[x] for x in outputs))
     part = GraphModule(module, graph)
     part.graph.eliminate_dead_code()

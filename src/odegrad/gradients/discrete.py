@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from odegrad.checkpoints import Checkpoints, Keep, StoreAll
+from odegrad.compiled import Blocks, Programs
 from odegrad.errors import InvalidTypeError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
 from odegrad.gradients.node import Rule, apply, graph_is_retained
 from odegrad.grid import Clock, stack_times
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.compiled import Blocks, Programs
-from odegrad.sweeps import compiled
-from odegrad.sweeps import Graphs, Run, Slab, backward, forward, pull
+from odegrad.sweeps import Graphs, Run, Slab, backward, compiled, forward, pull
 from odegrad.sweeps.forward import replay
 
 __all__ = ["Discrete"]
@@ -56,7 +55,7 @@ class Discrete(Gradient):
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
         """Solves inside one autograd node."""
         if run.programs is not None:
-            rule = _compiled(run, run.programs, self.checkpoints, len(y0), len(p))
+            rule = _compiled(run, run.programs, self.checkpoints, len(y0), p, ts)
         elif self.checkpoints.keep is Keep.GRAPH:
             rule = _on_graphs(run, self.checkpoints, len(y0), (*p, ts))
         else:
@@ -97,13 +96,16 @@ def _from_states(run: Run, checkpoints: Checkpoints, n_y: int, n_p: int) -> Rule
 
 
 def _compiled(
-    run: Run, programs: Programs, checkpoints: Checkpoints, n_y: int, n_p: int
+    run: Run, programs: Programs, checkpoints: Checkpoints, n_y: int, p: Leaves, ts: Tensor
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
     stored: list[Blocks] = []  # places only
+    programs.pullback(
+        tuple(map(may_need_gradient, p)), may_need_gradient(ts)
+    )  # or find out that it fails
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p = inputs[:n_y], inputs[n_y : n_y + n_p]
+        y0, p = inputs[:n_y], inputs[n_y:-1]
         ys, blocks = compiled.forward(run, programs, y0, p, checkpoints)
         kept = blocks.tensors()
         blocks.forget_data()
@@ -114,12 +116,10 @@ def _compiled(
         inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
     ) -> OptionalLeaves:
         y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y : n_y + n_p], needs[n_y:-1])
+        p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         landings = landing_times(ts).detach() if needs[-1] else None
         blocks = stored[0].with_tensors(kept)
-        grads = compiled.backward(
-            run, programs, y0, p, landings, checkpoints, blocks, grad_ys
-        )
+        grads = compiled.backward(run, programs, y0, p, landings, checkpoints, blocks, grad_ys)
         grad_ts = stack_times(grads.times, ts) if needs[-1] else None
         found = (*grads.y0, *_zeros(grads.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(found, needs, strict=True))

@@ -97,6 +97,7 @@ def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> fl
 def check_size(
     run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float, ratio: float
 ) -> None:
+    """Refuses to go on with steps too small, after an attempt at `t` that took `taken`."""
     smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
     if h >= smallest:
         return
@@ -114,6 +115,7 @@ def check_size(
 
 
 def check_count(run: Run, t: float, taken: float) -> None:
+    """Refuses to go on after too many attempts."""
     limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
     attempts = run.stats.accepted + run.stats.rejected
     if attempts >= limit:

@@ -6,6 +6,8 @@ schedule asks for, adds the cotangents of the outputs, and looks at a step-size 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,7 @@ def forward(
         p: The tensors that f reads.
         checkpoints: Which states to store; None stores nothing.
     """
-    if run.monitor is not None:
-        run.monitor.start("forward")
+    _watch(run, programs, "forward")
     try:
         with torch.no_grad():
             march = _Forward(run, programs, y, p)
@@ -51,10 +52,21 @@ def forward(
                         raise AssertionError(f"{action} has no place in a forward sweep")
     finally:
         run.count()
-        if run.monitor is not None:
-            run.monitor.stop()
+        _unwatch(run, programs)
     run.stats.kept_bytes = max(run.stats.kept_bytes, march.blocks.nbytes)
     return march.ys, march.blocks
+
+
+def _watch(run: Run, programs: Programs, phase: str) -> None:
+    if run.monitor is not None:
+        run.monitor.start(phase)
+        programs.announce = run.monitor.compiling
+
+
+def _unwatch(run: Run, programs: Programs) -> None:
+    programs.announce = nullcontext
+    if run.monitor is not None:
+        run.monitor.stop()
 
 
 class _Forward:
@@ -162,15 +174,24 @@ class _Forward:
         limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
         segments = torch.tensor(len(run.times) - 1)
         loop = self.programs.adaptive_march(control.norm, len(self.padded))
-        fraction, place = torch.empty(len(rows[0]), dtype=torch.float64), torch.empty(
-            len(rows[0]), dtype=torch.int64
+        fraction, place = (
+            torch.empty(len(rows[0]), dtype=torch.float64),
+            torch.empty(len(rows[0]), dtype=torch.int64),
         )
         march = self.march._replace(row=torch.zeros((), dtype=torch.int64))
         while True:
             attempts = int(march.attempts)
             found = loop(
-                *march, *self.state, *rows, fraction, place,
-                self.padded, self.vector, torch.tensor(limit), segments, *self.p,
+                *march,
+                *self.state,
+                *rows,
+                fraction,
+                place,
+                self.padded,
+                self.vector,
+                torch.tensor(limit),
+                segments,
+                *self.p,
             )
             march = March(*found[: len(march)])
             self.state = tuple(found[len(march) :])
@@ -245,8 +266,7 @@ def backward(
     grad_ys: OptionalLeaves,
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through; see `sweeps.backward.backward`."""
-    if run.monitor is not None:
-        run.monitor.start("backward")
+    _watch(run, programs, "backward")
     try:
         with torch.no_grad():
             engine = _Backward(run, programs, y0, p, landings, blocks, grad_ys)
@@ -267,8 +287,7 @@ def backward(
             return engine.finish()
     finally:
         run.count()
-        if run.monitor is not None:
-            run.monitor.stop()
+        _unwatch(run, programs)
 
 
 class _Backward:
@@ -290,7 +309,10 @@ class _Backward:
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)
         self.current: tuple[int, Leaves] = (0, ())
         carry = programs.new_carry()
-        self.grads: Leaves = (*(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in y0), *carry)
+        self.grads: Leaves = (
+            *(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in y0),
+            *carry,
+        )
         self.wanted = tuple(x.requires_grad for x in p)
         self.grad_p: list[Tensor | None] = [None] * len(p)
         self.grad_times = torch.zeros_like(times)
@@ -347,12 +369,24 @@ class _Backward:
                         buffer[number - 1 - start] = g[j]
             else:
                 self._inject(j)
-        sums = tuple(torch.zeros_like(self.p[i], memory_format=torch.contiguous_format) for i in pull.summed)
+        sums = tuple(
+            torch.zeros_like(self.p[i], memory_format=torch.contiguous_format) for i in pull.summed
+        )
         times = tuple(torch.empty(size, dtype=torch.float64) for _ in range(2 * self.timed))
-        written = tuple(torch.empty((size, *x.shape), dtype=x.dtype, device=x.device) for x in pull.rows)
+        written = tuple(
+            torch.empty((size, *x.shape), dtype=x.dtype, device=x.device) for x in pull.rows
+        )
         found = program.loop(
-            torch.tensor(n - 1), *self.grads, *sums, _padded(t, size), _padded(dt, size),
-            *rows, *labels, *times, *written, *self.p,
+            torch.tensor(n - 1),
+            *self.grads,
+            *sums,
+            _padded(t, size),
+            _padded(dt, size),
+            *rows,
+            *labels,
+            *times,
+            *written,
+            *self.p,
         )
         n_s = len(self.grads)
         self.grads = tuple(found[1 : 1 + n_s])
@@ -385,7 +419,9 @@ class _Backward:
             run.field.evaluations += programs.init_evaluations
             run.field.transposes += programs.init_evaluations
         self._inject(0)
-        times = list(self.grad_times.unbind()) if self.timed else [None] * len(run.times)
+        times: list[Tensor | None] = [None] * len(run.times)
+        if self.timed:
+            times = list(self.grad_times.unbind())
         return Cotangents(self.grads[:n_y], tuple(self.grad_p), times)
 
     def _inject(self, j: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -107,6 +108,19 @@ class Monitor:
             total = abs(self._times[-1] - self._times[0])
             layout = "{l_bar}{bar}| t {n:.4g}/{total:.4g} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm.tqdm(desc=phase, total=total, bar_format=layout, mininterval=0.1)
+
+    @contextmanager
+    def compiling(self) -> Generator[None]:
+        """Says so on the bar while something is being compiled."""
+        if self._bar is None:
+            yield
+            return
+        name = str(self._bar.desc).removesuffix(": ")
+        self._bar.set_description(f"{name}, compiling")
+        try:
+            yield
+        finally:
+            self._bar.set_description(name)
 
     def step(
         self,
