@@ -32,9 +32,10 @@ def interpret(schedule: Checkpoints, n: int) -> tuple[int, int]:
             case Restore(i):
                 assert i in stored
                 where = i
-            case Advance(start, stop, None):
+            case Advance(start, stop, every):
                 assert where == start
                 assert stop is not None
+                stored |= set() if every is None else set(range(start, stop, every))
                 again += stop - start
                 where = stop
             case Store(i):

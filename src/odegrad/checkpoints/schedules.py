@@ -102,14 +102,15 @@ class Every:
 
     Example:
         >>> import odegrad
-        >>> for action in odegrad.Every(2).backward(3):
+        >>> for action in odegrad.Every(3).backward(4):
         ...     print(action)
-        Transpose(start=2, stop=3)
-        Drop(i=2)
+        Transpose(start=3, stop=4)
+        Drop(i=3)
         Restore(i=0)
-        Advance(start=0, stop=1, every=None)
-        Store(i=1)
-        Transpose(start=0, stop=2)
+        Advance(start=0, stop=2, every=1)
+        Store(i=2)
+        Transpose(start=0, stop=3)
+        Drop(i=2)
         Drop(i=1)
         Drop(i=0)
     """
@@ -141,9 +142,8 @@ class Every:
             stop = min(start + self.k, n)
             if stop - start > 1:
                 yield Restore(start)
-                for i in range(start + 1, stop):
-                    yield Advance(i - 1, i)
-                    yield Store(i)
+                yield Advance(start, stop - 1, every=1)
+                yield Store(stop - 1)
             yield Transpose(start, stop)
             for i in reversed(range(start, stop)):
                 yield Drop(i)

@@ -5,7 +5,8 @@ from odegrad.compiled.clock import Ticks
 from odegrad.compiled.controller import March, constants
 from odegrad.compiled.loop import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
-from odegrad.compiled.programs import Programs
+from odegrad.compiled.programs import Programs, Transposed
+from odegrad.compiled.pullback import Pullback, Rows
 from odegrad.compiled.tracing import NotCompilable
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "NotCompilable",
     "Prepared",
     "Programs",
+    "Pullback",
+    "Rows",
     "Ticks",
+    "Transposed",
     "constants",
     "prepare",
     "using_backend",

@@ -46,8 +46,8 @@ class Blocks:
         """The states start … stop − 1 in the first rows of buffers with `size` rows."""
         k, r = self._places[start]
         whole, n = self._block(k), stop - start
-        if r == 0 and len(whole[0]) == size and self._places[stop - 1] == (k, n - 1):
-            return whole
+        if r + size <= len(whole[0]) and self._places[stop - 1] == (k, r + n - 1):
+            return tuple(leaf[r : r + size] for leaf in whole)
         buffers = tuple(leaf.new_empty((size, *leaf.shape[1:])) for leaf in whole)
         done = 0
         while done < n:

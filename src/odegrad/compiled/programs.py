@@ -29,7 +29,11 @@ from odegrad.stepsize.pid import scaled_norm, starting_size
 
 __all__ = ["Programs", "Transposed"]
 
-_MOST_ROWS, _FEWEST_ROWS, _CHUNK_BYTES = 128, 16, 32 << 20
+_MOST_ROWS = 128
+"""Longer chunks gain nothing: a chunk costs about as much as a step."""
+_CHUNK_BYTES = 32 << 20
+_SCRATCH_BYTES = 4 << 20
+"""What the backward sweep writes and reads again at once should stay in a cache."""
 
 
 Norm: TypeAlias = Callable[[Leaves], Tensor]
@@ -41,6 +45,17 @@ class Transposed:
 
     loop: Loop
     pullback: Pullback
+    rows: int
+
+
+def _chunk(most_bytes: int, like: Sequence[Tensor]) -> int:
+    """How many rows like these to put into a chunk."""
+    return max(1, min(_MOST_ROWS, most_bytes // max(1, nbytes(like))))
+
+
+def _kept(pull: Pullback | None) -> int | None:
+    """What decides over the forward sweep: nothing unless it keeps something."""
+    return id(pull) if pull is not None and pull.kept else None
 
 
 class Programs:
@@ -53,7 +68,6 @@ class Programs:
         p: The tensors that f reads.
 
     Attributes:
-        rows: The most steps in a chunk.
         init_evaluations: Evaluations of f before the first step.
         step_evaluations: Evaluations of f per step, once a march was made.
         announce: Entered while something is being compiled.
@@ -69,7 +83,6 @@ class Programs:
         self.announce: Callable[[], AbstractContextManager[object]] = nullcontext
         self._time = self._fakes.empty((), torch.float64, self._cpu)
         self._carry = self._trace_init()
-        self.rows = max(_FEWEST_ROWS, min(_MOST_ROWS, _CHUNK_BYTES // max(1, nbytes(self._y))))
         self.step_evaluations = 0
 
     def _trace_init(self) -> list[Tensor]:
@@ -88,11 +101,24 @@ class Programs:
         """A cotangent of the carry that is zero."""
         return tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in self._carry)
 
-    def _rows(self, like: Sequence[Tensor]) -> list[Tensor]:
-        return [self._fakes.empty((self.rows, *x.shape), x.dtype, x.device) for x in like]
+    def rows(self, pull: Pullback | None) -> int:
+        """The most steps in a chunk of the forward sweep."""
+        kept = pull.kept if pull else ()
+        return _chunk(_CHUNK_BYTES, [*self._y, *self._carry, *kept])
 
-    def _times(self) -> list[Tensor]:
-        return [self._fakes.empty((self.rows,), torch.float64, self._cpu) for _ in range(2)]
+    def pulled_rows(self, pull: Pullback) -> int:
+        """The most steps in a chunk of the backward sweep."""
+        return (
+            min(self.rows(pull), _chunk(_SCRATCH_BYTES, pull.rows))
+            if pull.rows
+            else self.rows(pull)
+        )
+
+    def _rows(self, like: Sequence[Tensor], n: int) -> list[Tensor]:
+        return [self._fakes.empty((n, *x.shape), x.dtype, x.device) for x in like]
+
+    def _times(self, n: int) -> list[Tensor]:
+        return [self._fakes.empty((n,), torch.float64, self._cpu) for _ in range(2)]
 
     def _count(self) -> Tensor:
         return self._fakes.empty((), torch.int64, self._cpu)
@@ -122,44 +148,46 @@ class Programs:
 
         return self._graph(function, [self._time] * 4 + [*self._y, *self._p])
 
-    def march(self) -> Loop:
+    def march(self, pull: Pullback | None) -> Loop:
         """A loop over given steps.
 
-        (i, *y, *carry | t, dt rows | *y, *carry rows | n, *p) ↦ the same at i = n.
-        """
-        return self._make("march", self._march)
+        (i, *y, *carry | t, dt rows | *y, *carry, *kept rows | n, *p) ↦ the same at i = n.
 
-    def _march(self) -> Loop:
+        Arguments:
+            pull: Says what to keep for the transposes; None keeps states only.
+        """
+        return self._make(("march", _kept(pull)), lambda: self._march(pull))
+
+    def _march(self, pull: Pullback | None) -> Loop:
         n_y, n_s = len(self._y), len(self._y) + len(self._carry)
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:
             state, (t, dt, _, *p) = given[:n_s], given[n_s:]
             step = self.scheme.step(self._field, t, dt, state[:n_y], state[n_y:], tuple(p))
-            return [i + 1, *step.y, *step.carry, *state]
+            kept = () if pull is None else pull.forward(t, dt, *state, *p)
+            return [i + 1, *step.y, *step.carry, *state, *kept]
 
         def more(i: Tensor, *given: Tensor) -> Tensor:
             return i < given[n_s]
 
-        state = [*self._y, *self._carry]
-        examples = [
-            *(self._count(), *state),
-            *self._times(),
-            *self._rows(state),
-            *(self._count(), *self._p),
-        ]
-        return self._loop(body, more, Sizes(carried=1 + n_s, reads=2, writes=n_s), examples)
+        state, rows = [*self._y, *self._carry], self.rows(pull)
+        written = self._rows([*state, *(pull.kept if pull else ())], rows)
+        examples = [self._count(), *state, *self._times(rows), *written, self._count(), *self._p]
+        sizes = Sizes(carried=1 + n_s, reads=2, writes=len(written))
+        return self._loop(body, more, sizes, examples)
 
-    def adaptive_march(self, norm: Norm | None, n_times: int) -> Loop:
+    def adaptive_march(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:
         """A loop over attempted steps.
 
-        (*march, *y, *carry | | *y, *carry, fraction, segment rows | times, constants, limit,
+        (*march, *y, *carry | | *y, *carry, *kept, fraction, segment rows | times, constants, limit,
         segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
         """
-        return self._make(("adaptive", norm, n_times), lambda: self._adaptive(norm, n_times))
+        key = ("adaptive", norm, n_times, _kept(pull))
+        return self._make(key, lambda: self._adaptive(norm, n_times, pull))
 
-    def _adaptive(self, norm: Norm | None, n_times: int) -> Loop:
+    def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:
         n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
-        n_state, order, rows = self._field.n_state, self.scheme.error_order, self.rows
+        n_state, order, rows = self._field.n_state, self.scheme.error_order, self.rows(pull)
         assert order is not None
 
         def body(*given: Tensor) -> list[Tensor]:
@@ -167,11 +195,14 @@ class Programs:
             times, vector, limit, _, *p = given[n_m + n_s :]
             y, carry = state[:n_y], state[n_y:]
 
+            kept: list[Tensor] = []
+
             def take(t: Tensor, dt: Tensor) -> Step:
+                kept[:] = () if pull is None else pull.forward(t, dt, *state, *p)
                 return self.scheme.step(self._field, t, dt, y, carry, tuple(p))
 
             found = attempt(take, march, y, carry, times, vector, limit, order, n_state, norm)
-            written = [*state, found.following, march.segment]
+            written = [*state, *kept, found.following, march.segment]
             return [*found.march, *found.y, *found.carry, *written]
 
         def more(*given: Tensor) -> Tensor:
@@ -182,53 +213,52 @@ class Programs:
         march = fakes.like(March.start(torch.ones((), dtype=torch.float64)))
         times = fakes.empty((n_times,), torch.float64, self._cpu)
         vector = fakes.empty((len(CONSTANTS),), torch.float64, self._cpu)
-        written = self._rows([*state, self._time, self._count()])
+        kept = pull.kept if pull else ()
+        written = self._rows([*state, *kept, self._time, self._count()], rows)
         stable = [times, vector, self._count(), self._count(), *self._p]
         sizes = Sizes(carried=n_m + n_s, reads=0, writes=len(written))
         return self._loop(body, more, sizes, [*march, *state, *written, *stable])
 
-    def pullback(self, wanted: tuple[bool, ...], timed: bool) -> Pullback:
+    def pullback(self, wanted: tuple[bool, ...], timed: bool, keeps: bool) -> Pullback:
         """The transpose of a step as a graph.
 
         Arguments:
             wanted: Which of p need a cotangent.
             timed: Whether t and dt do.
+            keeps: Whether the forward sweep keeps what it needs.
 
         Raises:
             NotCompilable: If the step cannot be differentiated as a graph.
         """
 
         def make() -> Pullback:
-            return trace_pullback(
-                self._fakes, self._field, self.scheme, self._y, self._carry, self._p, wanted, timed
-            )
+            args = (self._fakes, self._field, self.scheme, self._y, self._carry, self._p)
+            return trace_pullback(*args, wanted, timed, keeps)
 
-        return self._make(("pullback", wanted, timed), make)
+        return self._make(("pullback", wanted, timed, keeps), make)
 
-    def transposed(self, wanted: tuple[bool, ...], timed: bool, labelled: bool) -> Transposed:
+    def transposed(self, pull: Pullback, labelled: bool) -> Transposed:
         """The loop over transposed steps, from the last to the first.
 
-        (i, *grad_y, *grad_carry, *sums | t, dt, *y, *carry, *labels if labelled, rows |
+        (i, *grad_y, *grad_carry, *sums | t, dt, *y, *carry, *kept, *labels if labelled, rows |
         grad_t, grad_dt rows if timed, *deferred rows | *p) ↦ the same at i = −1.
         """
-        return self._make(
-            ("transposed", wanted, timed, labelled),
-            lambda: self._transposed(self.pullback(wanted, timed), timed, labelled),
-        )
+        key = ("transposed", id(pull), labelled)
+        return self._make(key, lambda: self._transposed(pull, labelled))
 
-    def _transposed(self, pull: Pullback, timed: bool, labelled: bool) -> Transposed:
+    def _transposed(self, pull: Pullback, labelled: bool) -> Transposed:
         state, n_y = [*self._y, *self._carry], len(self._y)
-        sums = [self._p[i] for i in pull.summed]
-        n_s, n_g, n_t = len(state), len(sums), 2 if timed else 0
+        sums, n_p, n_k = [self._p[i] for i in pull.summed], len(self._p), len(pull.kept)
+        n_s, n_g, n_t = len(state), len(sums), 2 if pull.timed else 0
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:
             grads, totals, rest = given[:n_s], given[n_s : n_s + n_g], given[n_s + n_g :]
             t, dt, *more = rest
-            at, more = more[:n_s], more[n_s:]
+            at, kept, more = more[:n_s], more[n_s : n_s + n_k], more[n_s + n_k :]
+            labels, p = more[: len(more) - n_p], more[len(more) - n_p :]
             if labelled:
-                labels, more = more[:n_y], more[n_y:]
                 grads = (*(a + b for a, b in zip(grads, labels, strict=False)), *grads[n_y:])
-            found = pull.graph(t, dt, *at, *more, *grads)
+            found = pull.graph(t, dt, *at, *p, *kept, *grads)
             times, found = found[:n_t], found[n_t:]
             pulled, terms, rows = found[:n_s], found[n_s : n_s + n_g], found[n_s + n_g :]
             totals = [a + b for a, b in zip(totals, terms, strict=True)]
@@ -238,11 +268,13 @@ class Programs:
             del given
             return i >= 0
 
-        reads = [*self._times(), *self._rows([*state, *(self._y if labelled else [])])]
-        writes = self._rows([*([self._time] * n_t), *pull.rows])
+        rows = self.pulled_rows(pull)
+        labels = self._y if labelled else []
+        reads = [*self._times(rows), *self._rows([*state, *pull.kept, *labels], rows)]
+        writes = self._rows([*([self._time] * n_t), *pull.rows], rows)
         examples = [self._count(), *state, *sums, *reads, *writes, *self._p]
         sizes = Sizes(carried=1 + n_s + n_g, reads=len(reads), writes=len(writes))
-        return Transposed(self._loop(body, goes_on, sizes, examples), pull)
+        return Transposed(self._loop(body, goes_on, sizes, examples), pull, rows)
 
     def finish(self, wanted: tuple[bool, ...]) -> Callable[..., Any]:
         """(t, *y, *p, *grad_carry) ↦ (grad_t, *grad_y, *grad_p): the transpose of `init`.

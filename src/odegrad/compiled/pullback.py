@@ -9,22 +9,26 @@ where the call costs more than the work. The sum over all steps of a chunk is on
 So a step's graph returns δ and x in place of such terms, the loop writes them into rows, and
 `Deferred.collect` forms the products after it. The gradient of a bias, Σ δ, is read off the same rows.
 Terms of any other form are summed in the loop.
+
+The transpose needs what the step computed: slopes, activations. Either its graph computes that again from
+the state before the step, or the forward sweep keeps it, in rows of the same kind (`Pullback.forward`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from odegrad.compiled.tracing import Fakes, results
+from odegrad.compiled.tracing import Fakes, depends_on, extract, inputs, results
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves
 
-__all__ = ["Deferred", "Pullback", "trace_pullback"]
+__all__ = ["Deferred", "Pullback", "Rows", "trace_pullback"]
 
 aten = torch.ops.aten
 
@@ -32,30 +36,87 @@ _FEW = 1 << 18
 """Products of at most this many multiplications are put off."""
 
 
+class Rows:
+    """Buffers with one row per step, where rows that are multiplied together lie together.
+
+    Arguments:
+        like: Stand-ins for one row of each kind.
+        stacks: The kinds that share a buffer of shape [kinds, size, *row].
+        size: The number of rows.
+
+    Attributes:
+        kinds: One buffer of shape [size, *row] for each kind.
+        stacks: The shared buffers.
+    """
+
+    def __init__(self, like: Leaves, stacks: Sequence[tuple[int, ...]], size: int) -> None:
+        self.stacks: dict[tuple[int, ...], Tensor] = {}
+        found: list[Tensor] = []
+        for stack in stacks:
+            x = like[stack[0]]
+            shape = (len(stack), size, *x.shape)
+            self.stacks[stack] = torch.empty(shape, dtype=x.dtype, device=x.device)
+            found += self.stacks[stack].unbind()
+        self.kinds: Leaves = tuple(found)
+
+
 @dataclass(frozen=True)
 class Deferred:
-    """A term of a parameter's gradient that is formed from rows after a loop.
+    """Terms Aᵀ B of a parameter's gradient that are formed from rows after a loop.
+
+    Kinds of rows are numbered 0, 1, … if the loop writes them, −1, −2, … if the forward sweep kept them.
 
     Arguments:
         p: Which parameter.
-        left: Which row holds δ, shape [b, m].
-        right: Which row holds x, shape [b, k]; None for the sum of δ over b.
-        turned: Whether the term is Xᵀ Δ, shape [k, m], rather than Δᵀ X, shape [m, k].
+        left: The kinds that hold A, shape [b, m], one per term.
+        right: The kinds that hold B, shape [b, k]; None for the sums of A over b.
+        turned: Whether a term is Bᵀ A, shape [k, m], rather than Aᵀ B, shape [m, k].
     """
 
     p: int
-    left: int
-    right: int | None
+    left: tuple[int, ...]
+    right: tuple[int, ...] | None
     turned: bool
 
-    def collect(self, rows: Sequence[Tensor], n: int, like: Tensor) -> Tensor:
-        """The sum over the first n rows, shaped like the parameter."""
-        left = rows[self.left][:n].flatten(0, 1)
+    def collect(self, rows: Rows, kept: Leaves, n: int, like: Tensor) -> Tensor:
+        """The sum over the terms and the first n rows, shaped like the parameter.
+
+        Arguments:
+            rows: What the loop wrote.
+            kept: What the forward sweep kept.
+            n: How many rows.
+            like: The parameter.
+        """
         if self.right is None:
-            return left.sum(0).reshape(like.shape)
-        right = rows[self.right][:n].flatten(0, 1)
-        found = right.t() @ left if self.turned else left.t() @ right
-        return found.reshape(like.shape)
+            return sum_of(self._matrices(self.left, rows, kept, n)).reshape(like.shape)
+        left, right = (self._matrices(x, rows, kept, n) for x in (self.left, self.right))
+        if len(left) != len(right):
+            left, right = (
+                [self._matrix(i, rows, kept, n) for i in x] for x in (self.left, self.right)
+            )
+        if self.turned:
+            left, right = right, left
+        total = left[0].t() @ right[0]
+        for a, b in zip(left[1:], right[1:], strict=True):
+            total.addmm_(a.t(), b)
+        return total.reshape(like.shape)
+
+    def _matrices(self, kinds: tuple[int, ...], rows: Rows, kept: Leaves, n: int) -> list[Tensor]:
+        """The first n rows of kinds below each other: one matrix, where they lie together."""
+        if kinds in rows.stacks:
+            return [rows.stacks[kinds][:, :n].flatten(0, 2)]
+        return [self._matrix(i, rows, kept, n) for i in kinds]
+
+    def _matrix(self, i: int, rows: Rows, kept: Leaves, n: int) -> Tensor:
+        return (rows.kinds[i] if i >= 0 else kept[-1 - i])[:n].flatten(0, 1)
+
+
+def sum_of(matrices: Sequence[Tensor]) -> Tensor:
+    """The sum of all rows of all matrices."""
+    total = matrices[0].sum(0)
+    for x in matrices[1:]:
+        total += x.sum(0)
+    return total
 
 
 @dataclass(frozen=True)
@@ -63,21 +124,27 @@ class Pullback:
     """The transpose of a step.
 
     Attributes:
-        graph: (t, dt, *y, *carry, *p, *grad_y, *grad_carry) ↦ (grad_t, grad_dt if timed; *grad_y,
-            *grad_carry, *sums, *rows).
+        graph: (t, dt, *y, *carry, *p, *kept, *grad_y, *grad_carry) ↦ (grad_t, grad_dt if timed;
+            *grad_y, *grad_carry, *sums, *rows).
+        forward: (t, dt, *y, *carry, *p) ↦ kept: what the forward sweep has to keep.
+        kept: Stand-ins for that; empty if the graph computes it again.
         summed: The parameters whose terms (or some of them) come in `sums`.
         rows: Stand-ins for one row of each kind.
+        stacks: Which kinds of rows belong together.
         deferred: How to read the rows.
-        reached: The parameters that get a gradient at all.
+        timed: Whether t and dt get cotangents.
         evaluations: Evaluations of f per transposed step.
         vjps: Transposed evaluations of f per transposed step.
     """
 
     graph: GraphModule
+    forward: GraphModule
+    kept: Leaves
     summed: tuple[int, ...]
-    rows: tuple[Tensor, ...]
+    rows: Leaves
+    stacks: tuple[tuple[int, ...], ...]
     deferred: tuple[Deferred, ...]
-    reached: tuple[int, ...]
+    timed: bool
     evaluations: int
     vjps: int
 
@@ -91,6 +158,7 @@ def trace_pullback(
     p: Sequence[Tensor],
     wanted: Sequence[bool],
     timed: bool,
+    keeps: bool,
 ) -> Pullback:
     """Traces `scheme.step_vjp` and splits off what can be put off.
 
@@ -103,6 +171,10 @@ def trace_pullback(
         p: The tensors that f reads.
         wanted: Which of them need a gradient.
         timed: Whether t and dt do.
+        keeps: Whether the forward sweep keeps what the transpose needs.
+
+    Raises:
+        NotCompilable: If the step cannot be differentiated as a graph.
     """
     n_y, n_c, n_p = len(y), len(carry), len(p)
     reached: list[int] = []
@@ -121,56 +193,117 @@ def trace_pullback(
     module = fakes.trace(function, [time, time, *y, *carry, *p, *y, *carry])
     evaluations, vjps = field.evaluations - counts[0], field.transposes - counts[1]
     field.evaluations, field.transposes = counts
-    return _defer(module, len(results(module.graph)) - len(reached), reached, evaluations, vjps)
 
-
-def _defer(
-    module: GraphModule, n_first: int, reached: Sequence[int], evaluations: int, vjps: int
-) -> Pullback:
-    """Replaces the terms of parameter gradients that can be put off by rows."""
-    graph = module.graph
-    outputs = results(graph)
+    given, outputs = inputs(module), results(module.graph)
+    n_first, n_grads = len(outputs) - len(reached), n_y + n_c
     terms = {p: _terms(node) for p, node in zip(reached, outputs[n_first:], strict=True)}
-    rows, deferred = list[Node](), list[Deferred]()
+    grads = given[len(given) - n_grads :]
+    first = given[: len(given) - n_grads]
+    late = depends_on(module.graph, grads)
+    changing = depends_on(module.graph, first[2 : 2 + n_grads])
+    plan = _Plan(terms)
+    kept: list[Node] = []
+    if keeps:
+        needed = [*plan.rows, *(x for n in late for x in n.all_input_nodes)]
+        kept = _residuals(x for x in needed if x in changing and x not in late)
+        plan = _Plan(terms, kept)
+    sums = _summed(module, plan.rest)
+    outputs = [*outputs[:n_first], *sums.values(), *plan.rows]
+    return Pullback(
+        graph=extract(module, [*first, *kept, *grads], outputs),
+        forward=extract(module, first, kept),
+        kept=_stands(kept),
+        summed=tuple(sums),
+        rows=_stands(plan.rows),
+        stacks=tuple(plan.stacks),
+        deferred=tuple(plan.deferred),
+        timed=timed,
+        evaluations=0 if keeps else evaluations,
+        vjps=vjps,
+    )
 
-    def place(node: Node) -> int:
-        if node not in rows:
-            rows.append(node)
-        return rows.index(node)
 
-    for p, nodes in terms.items():
-        rest: list[Node] = []
-        for node in nodes:
-            factors = _product(node)
-            if factors is None:
-                rest.append(node)
-            else:
-                left, right, flipped = factors
-                deferred.append(Deferred(p, place(left), place(right), flipped))
-        terms[p] = rest
-    for p, nodes in terms.items():
-        rest = []
-        for node in nodes:
-            summand = _row_sum(node)
-            if summand is None or summand not in rows:
-                rest.append(node)
-            else:
-                deferred.append(Deferred(p, place(summand), None, False))
-        terms[p] = rest
-    sums: dict[int, Node] = {}
-    with graph.inserting_before(graph.output_node()):
+def _stands(nodes: Sequence[Node]) -> Leaves:
+    return tuple(node.meta["val"] for node in nodes)
+
+
+class _Plan:
+    """Which terms of the parameters' gradients are put off, to which rows.
+
+    Arguments:
+        terms: The terms, by parameter.
+        kept: Nodes whose rows the forward sweep keeps.
+
+    Attributes:
+        rows: The nodes that the loop has to write.
+        stacks: Which of them lie together.
+        deferred: How they are read.
+        rest: The terms that are not put off, by parameter.
+    """
+
+    def __init__(self, terms: Mapping[int, Sequence[Node]], kept: Sequence[Node] = ()) -> None:
+        self.rows: list[Node] = []
+        self.stacks: list[tuple[int, ...]] = []
+        self.deferred: list[Deferred] = []
+        self.rest: dict[int, list[Node]] = {p: [] for p in terms}
+        self._kept = {node: -1 - k for k, node in enumerate(kept)}
         for p, nodes in terms.items():
+            factors = {node: found for node in nodes if (found := _product(node)) is not None}
+            self.rest[p] = [node for node in nodes if node not in factors]
+            for turned in (False, True):
+                pairs = [(a, b) for a, b, turns in factors.values() if turns == turned]
+                if pairs:
+                    left, right = (self._place(x) for x in zip(*pairs, strict=True))
+                    self.deferred.append(Deferred(p, left, right, turned))
+        for p, nodes in self.rest.items():
+            summands = {x: s for x in nodes if (s := _row_sum(x)) is not None and s in self.rows}
+            if summands:
+                self.rest[p] = [x for x in nodes if x not in summands]
+                self.deferred.append(
+                    Deferred(p, self._place(tuple(summands.values())), None, False)
+                )
+
+    def _place(self, nodes: Sequence[Node]) -> tuple[int, ...]:
+        """The kinds of rows that hold the values of nodes; new ones are stacked."""
+        new = dict.fromkeys(x for x in nodes if x not in self.rows and x not in self._kept)
+        same = {(x.meta["val"].shape, x.meta["val"].dtype) for x in new}
+        first = len(self.rows)
+        self.rows += new
+        kinds = range(first, len(self.rows))
+        self.stacks += [tuple(kinds)] if len(same) == 1 else [(i,) for i in kinds]
+        return tuple(self._kept[x] if x in self._kept else self.rows.index(x) for x in nodes)
+
+
+def _residuals(needed: Iterable[Node]) -> list[Node]:
+    """What to keep so that `needed` can be had: not views, but what they are views of."""
+    found: dict[Node, None] = {}
+    for node in needed:
+        while node.op == "call_function" and node.target in _VIEWS:
+            node = node.all_input_nodes[0]
+        if node.op == "call_function":
+            found[node] = None
+    return list(found)
+
+
+def _summed(module: GraphModule, rest: Mapping[int, Sequence[Node]]) -> dict[int, Node]:
+    """The sums of terms, as nodes, for the parameters that have any."""
+    sums: dict[int, Node] = {}
+    graph = module.graph
+    with graph.inserting_before(graph.output_node()):
+        for p, nodes in rest.items():
             for node in nodes:
                 old = sums.get(p)
                 sums[p] = node if old is None else graph.call_function(aten.add.Tensor, (old, node))
-        graph.output_node().args = ((*outputs[:n_first], *sums.values(), *rows),)
-    graph.eliminate_dead_code()
-    module.recompile()
-    stands = tuple(node.meta["val"] for node in rows)
-    return Pullback(module, tuple(sums), stands, tuple(deferred), tuple(reached), evaluations, vjps)
+    return sums
 
 
 _SAME = (aten.detach.default, aten.alias.default)
+_VIEWS = (
+    *_SAME,
+    *(aten.t.default, aten.transpose.int, aten.permute.default),
+    *(aten.view.default, aten._unsafe_view.default, aten.expand.default),
+    *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default),
+)
 
 
 def _terms(node: Node) -> list[Node]:

@@ -2,7 +2,7 @@
 
 Three rewrites, each equal to the original up to rounding, applied while a step is traced for the CPU:
 
-* `addmm` becomes `mm` and an addition, which fuses with what follows;
+* `addmm` becomes `mm` and a subtraction of −c, which fuses with what follows;
 * a matrix product with a very short dimension becomes a broadcast product and a sum, which fuse too;
 * tanh in float32 becomes a rational function, which vectorizes inside fused loops (`rational_tanh`).
 
@@ -41,7 +41,7 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 def _addmm(c: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     if a.device.type != "cpu" or beta != 1 or alpha != 1:
         return NotImplemented
-    return torch.mm(a, b) + c
+    return torch.mm(a, b) - (-c)  # Inductor would turn mm(a, b) + c back into addmm
 
 
 # tanh(x) = x P(x²) / Q(x²) for |x| ≤ 9.02, beyond which float32's tanh is ±1. The coefficients minimise

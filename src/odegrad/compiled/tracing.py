@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -68,12 +67,42 @@ class Fakes:
         except Exception as error:
             name = type(error).__name__
             raise NotCompilable(f"a step is not one graph ({name}: {first_line(error)})") from error
-        for node in module.graph.find_nodes(op="call_function", target=aten.detach.default):
-            node.replace_all_uses_with(node.args[0])
-        module.graph = fx_graph_cse(module.graph)
+        _merge_equal(module.graph)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+
+def _merge_equal(graph: Graph) -> None:
+    """Makes each value once: equal operations on equal inputs, and copies, are the same value."""
+    met: dict[Any, Node] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in _COPIES and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if (
+            schema is None
+            or schema.is_mutable
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
+            continue
+        key = (node.target, *map(_hashable, (node.args, tuple(node.kwargs.items()))))
+        equal = met.setdefault(key, node)
+        if equal is not node:
+            node.replace_all_uses_with(equal)
+
+
+_COPIES = (aten.detach.default, aten.clone.default)
+
+
+def _hashable(x: Any) -> Any:
+    """An argument of a node as a key: 1, 1.0 and True differ."""
+    if isinstance(x, (tuple, list)):
+        return tuple(map(_hashable, x))  # pyright: ignore[reportUnknownVariableType]
+    return x if isinstance(x, Node) else (type(x), x)
 
 
 def first_line(error: Exception) -> str:

@@ -100,13 +100,13 @@ def _compiled(
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
     stored: list[Blocks] = []  # places only
-    programs.pullback(
-        tuple(map(may_need_gradient, p)), may_need_gradient(ts)
-    )  # or find out that it fails
+    keeps = checkpoints.keep is Keep.GRAPH
+    # If the step has no transpose that is one graph, that has to come out now.
+    pull = programs.pullback(tuple(map(may_need_gradient, p)), may_need_gradient(ts), keeps)
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]
-        ys, blocks = compiled.forward(run, programs, y0, p, checkpoints)
+        ys, blocks = compiled.forward(run, programs, y0, p, checkpoints, pull)
         kept = blocks.tensors()
         blocks.forget_data()
         stored.append(blocks)
@@ -117,9 +117,13 @@ def _compiled(
     ) -> OptionalLeaves:
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        landings = landing_times(ts).detach() if needs[-1] else None
         blocks = stored[0].with_tensors(kept)
-        grads = compiled.backward(run, programs, y0, p, landings, checkpoints, blocks, grad_ys)
+        # What was kept is for all that may need a gradient; else only what does is computed.
+        used = pull if keeps else programs.pullback(tuple(needs[n_y:-1]), needs[-1], keeps)
+        landings = landing_times(ts).detach() if used.timed else None
+        grads = compiled.backward(
+            run, programs, y0, p, landings, checkpoints, used, blocks, grad_ys
+        )
         grad_ts = stack_times(grads.times, ts) if needs[-1] else None
         found = (*grads.y0, *_zeros(grads.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(found, needs, strict=True))

@@ -53,8 +53,8 @@ def backward(
     try:
         for action in checkpoints.backward(run.accepted_grid.n_steps):
             match action:
-                case Advance(start, stop, None) if stop is not None:
-                    engine.advance(start, stop)
+                case Advance(start, stop, every) if stop is not None:
+                    engine.advance(start, stop, every)
                 case Store(i):
                     engine.store(i)
                 case Restore(i):
@@ -105,14 +105,20 @@ class _Engine:
 
     def store(self, i: int) -> None:
         assert self.current[0] == i, f"state {self.current[0]} is current, not {i}"
-        self.slab.put(i, self.current[1], self.run.field.snapshot())
+        self._put(i, self.current[1], self.run.field.snapshot())
+
+    def _put(self, i: int, state: Leaves, snapshot: Snapshot | None) -> None:
+        self.slab.put(i, state, snapshot)
         self.run.stats.kept_bytes = max(self.run.stats.kept_bytes, self.slab.nbytes)
 
-    def advance(self, start: int, stop: int) -> None:
+    def advance(self, start: int, stop: int, every: int | None) -> None:
         assert self.current[0] == start, f"state {self.current[0]} is current, not {start}"
         y, carry = self.current[1][: self.n_leaves], self.current[1][self.n_leaves :]
         with torch.no_grad():
             for accepted in steps(self.run, self.clock, start, stop, y, carry, self.p):
+                if every is not None and (accepted.n - start) % every == 0:
+                    state = (*accepted.y, *accepted.carry)
+                    self._put(accepted.n, state, accepted.snapshot)
                 self.current = (accepted.n + 1, (*accepted.step.y, *accepted.step.carry))
                 self.run.stats.recomputed += 1
 

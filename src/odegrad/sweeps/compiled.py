@@ -11,8 +11,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import Advance, Checkpoints, Drop, Restore, Store, Transpose
-from odegrad.compiled import Blocks, March, Programs, Ticks, constants
+from odegrad.checkpoints import Advance, Checkpoints, Drop, Keep, Restore, Store, Transpose
+from odegrad.compiled import Blocks, March, Programs, Pullback, Rows, Ticks, Transposed, constants
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import PID, FixedStepSize
@@ -25,7 +25,12 @@ __all__ = ["backward", "forward"]
 
 
 def forward(
-    run: Run, programs: Programs, y: Leaves, p: Leaves, checkpoints: Checkpoints | None = None
+    run: Run,
+    programs: Programs,
+    y: Leaves,
+    p: Leaves,
+    checkpoints: Checkpoints | None = None,
+    pull: Pullback | None = None,
 ) -> tuple[Leaves, Blocks]:
     """Solves, and returns the states at the landing times and the stored states.
 
@@ -35,15 +40,18 @@ def forward(
         y: The initial state.
         p: The tensors that f reads.
         checkpoints: Which states to store; None stores nothing.
+        pull: Says what to store with them.
     """
     _watch(run, programs, "forward")
     try:
         with torch.no_grad():
-            march = _Forward(run, programs, y, p)
+            march = _Forward(run, programs, y, p, pull)
             for action in checkpoints.forward() if checkpoints else (Advance(0, None),):
                 match action:
                     case Advance(_, stop, every):
-                        march.advance(stop, every)
+                        # Of a step whose values are kept the state is, too.
+                        keeps = checkpoints is not None and checkpoints.keep is Keep.GRAPH
+                        march.advance(stop, 1 if keeps else every)
                     case Store(i):
                         march.blocks.put([i], march.current_rows(i))
                     case Drop(i):
@@ -72,8 +80,11 @@ def _unwatch(run: Run, programs: Programs) -> None:
 class _Forward:
     """The resumable march of a forward sweep, chunk by chunk."""
 
-    def __init__(self, run: Run, programs: Programs, y: Leaves, p: Leaves) -> None:
+    def __init__(
+        self, run: Run, programs: Programs, y: Leaves, p: Leaves, pull: Pullback | None
+    ) -> None:
         self.run, self.programs, self.p, self.n_y = run, programs, p, len(y)
+        self.pull, self.size = pull, programs.rows(pull)
         self.blocks, self.n = Blocks(), 0
         self.ys = tuple(x.new_empty((len(run.times), *x.shape)) for x in y)
         self._output(0, y)
@@ -130,14 +141,13 @@ class _Forward:
                 continue
             numbers = [i for i in range(first, self.n) if (i - start) % every == 0]
             kept = [i - first for i in numbers]
-            if len(kept) == self.programs.rows:
+            if len(kept) == self.size:
                 self.blocks.put(numbers, rows)
+                scratch = None
             else:
                 scratch = rows
                 index = torch.tensor(kept, device=self.state[0].device)
                 self.blocks.put(numbers, tuple(x.index_select(0, index) for x in rows))
-            if len(kept) == self.programs.rows:
-                scratch = None
 
     def _through(self) -> bool:
         if len(self.run.times) < 2:
@@ -147,17 +157,20 @@ class _Forward:
         return self.n == self.run.accepted_grid.n_steps
 
     def _buffers(self) -> Leaves:
-        return tuple(x.new_empty((self.programs.rows, *x.shape)) for x in self.state)
+        kept = self.pull.kept if self.pull is not None else ()
+        return tuple(
+            torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
+            for x in (*self.state, *kept)
+        )
 
     def _fixed(self, rows: Leaves, stop: int | None) -> int:
         """Takes the steps of a known grid until the buffers are full."""
         end = self.run.accepted_grid.n_steps if stop is None else stop
-        n = min(self.programs.rows, end - self.n)
+        n, size = min(self.size, end - self.n), self.size
         t, dt = self.ticks.step(self.n, self.n + n)
-        size = self.programs.rows
         zero = torch.zeros((), dtype=torch.int64)
         count = torch.tensor(n)
-        found = self.programs.march()(
+        found = self.programs.march(self.pull)(
             zero, *self.state, _padded(t, size), _padded(dt, size), *rows, count, *self.p
         )
         self.state = tuple(found[1:])
@@ -173,7 +186,7 @@ class _Forward:
         assert control is not None
         limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
         segments = torch.tensor(len(run.times) - 1)
-        loop = self.programs.adaptive_march(control.norm, len(self.padded))
+        loop = self.programs.adaptive_march(control.norm, len(self.padded), self.pull)
         fraction, place = (
             torch.empty(len(rows[0]), dtype=torch.float64),
             torch.empty(len(rows[0]), dtype=torch.int64),
@@ -231,7 +244,7 @@ class _Forward:
 
     def _row(self, rows: Leaves, r: int, n: int) -> Leaves:
         """The state before step r of a chunk of n steps, or after its last."""
-        return self.state if r == n else tuple(x[r] for x in rows)
+        return self.state if r == n else tuple(x[r] for x in rows[: len(self.state)])
 
     def _output(self, j: int, state: Leaves) -> None:
         for y, leaf in zip(self.ys, state, strict=False):
@@ -255,6 +268,16 @@ def _padded(x: Tensor, size: int) -> Tensor:
     return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x))])
 
 
+def _zeros(x: Tensor, *rows: int) -> Tensor:
+    return torch.zeros((*rows, *x.shape), dtype=x.dtype, device=x.device)
+
+
+def _put_labels(labels: Leaves, row: int, grad_ys: OptionalLeaves, j: int) -> None:
+    for buffer, g in zip(labels, grad_ys, strict=True):
+        if g is not None:
+            buffer[row] = g[j]
+
+
 def backward(
     run: Run,
     programs: Programs,
@@ -262,6 +285,7 @@ def backward(
     p: Leaves,
     landings: Tensor | None,
     checkpoints: Checkpoints,
+    pull: Pullback,
     blocks: Blocks,
     grad_ys: OptionalLeaves,
 ) -> Cotangents:
@@ -269,7 +293,7 @@ def backward(
     _watch(run, programs, "backward")
     try:
         with torch.no_grad():
-            engine = _Backward(run, programs, y0, p, landings, blocks, grad_ys)
+            engine = _Backward(run, programs, y0, p, landings, pull, blocks, grad_ys)
             for action in checkpoints.backward(run.accepted_grid.n_steps):
                 match action:
                     case Advance(start, stop, every) if stop is not None:
@@ -300,35 +324,39 @@ class _Backward:
         y0: Leaves,
         p: Leaves,
         landings: Tensor | None,
+        pull: Pullback,
         blocks: Blocks,
         grad_ys: OptionalLeaves,
     ) -> None:
         self.run, self.programs, self.p, self.y0 = run, programs, p, y0
-        self.blocks, self.grad_ys, self.timed = blocks, grad_ys, landings is not None
+        self.blocks, self.grad_ys, self.timed = blocks, grad_ys, pull.timed
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)
         self.current: tuple[int, Leaves] = (0, ())
         carry = programs.new_carry()
-        self.grads: Leaves = (
-            *(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in y0),
-            *carry,
-        )
+        self.grads: Leaves = (*map(_zeros, y0), *carry)
         self.wanted = tuple(x.requires_grad for x in p)
         self.grad_p: list[Tensor | None] = [None] * len(p)
         self.grad_times = torch.zeros_like(times)
-        self._scratch: tuple[Leaves, Leaves] | None = None
+        self.pull, self.size = pull, programs.pulled_rows(pull)
+        self.sums: Leaves = tuple(_zeros(p[i]) for i in pull.summed)
+        self.written = Rows(pull.rows, pull.stacks, self.size)
+        self.grad_steps = [
+            torch.empty(self.size, dtype=torch.float64) for _ in range(2 * self.timed)
+        ]
+        self.labels: Leaves = ()
 
     def advance(self, start: int, stop: int, every: int | None) -> None:
         """Takes steps again."""
         number, state = self.current
         assert number == start, f"state {number} is current, not {start}"
-        size, programs = self.programs.rows, self.programs
+        size, programs = self.programs.rows(None), self.programs
         while start < stop:
             n = min(size, stop - start)
             t, dt = self.ticks.step(start, start + n)
             rows = tuple(x.new_empty((size, *x.shape)) for x in state)
             zero = torch.zeros((), dtype=torch.int64)
-            found = programs.march()(
+            found = programs.march(None)(
                 zero, *state, _padded(t, size), _padded(dt, size), *rows, torch.tensor(n), *self.p
             )
             state = tuple(found[1:])
@@ -348,64 +376,62 @@ class _Backward:
 
     def transpose(self, start: int, stop: int) -> None:
         """Transposes steps, chunk by chunk from the last."""
-        size = self.programs.rows
+        size = self.size
         inside = [n for _, n in self.ticks.landings(start, stop) if n != stop]
         labelled = any((n - start) % size for n in inside)
+        program = self.programs.transposed(self.pull, labelled)
+        if labelled and not self.labels:
+            self.labels = tuple(_zeros(x, size) for x in self.y0)
         for begin in reversed(range(start, stop, size)):
-            self._chunk(begin, min(begin + size, stop), labelled)
+            self._chunk(program, begin, min(begin + size, stop), labelled)
 
-    def _chunk(self, start: int, stop: int, labelled: bool) -> None:
-        run, programs, size, n = self.run, self.programs, self.programs.rows, stop - start
-        n_y = len(self.y0)
-        program = programs.transposed(self.wanted, self.timed, labelled)
-        pull = program.pullback
+    def _chunk(self, program: Transposed, start: int, stop: int, labelled: bool) -> None:
+        run, pull, size, n = self.run, self.pull, self.size, stop - start
         rows = self.blocks.rows(start, stop, size)
         t, dt = self.ticks.step(start, stop)
-        labels = tuple(x.new_zeros((size, *x.shape)) for x in self.y0) if labelled else ()
         for j, number in self.ticks.landings(start, stop):
             if labelled:
-                for buffer, g in zip(labels, self.grad_ys, strict=True):
-                    if g is not None:
-                        buffer[number - 1 - start] = g[j]
+                _put_labels(self.labels, number - 1 - start, self.grad_ys, j)
             else:
                 self._inject(j)
-        sums = tuple(
-            torch.zeros_like(self.p[i], memory_format=torch.contiguous_format) for i in pull.summed
-        )
-        times = tuple(torch.empty(size, dtype=torch.float64) for _ in range(2 * self.timed))
-        written = tuple(
-            torch.empty((size, *x.shape), dtype=x.dtype, device=x.device) for x in pull.rows
-        )
         found = program.loop(
             torch.tensor(n - 1),
             *self.grads,
-            *sums,
-            _padded(t, size),
-            _padded(dt, size),
+            *self.sums,
+            *(_padded(t, size), _padded(dt, size)),
             *rows,
-            *labels,
-            *times,
-            *written,
+            *(self.labels if labelled else ()),
+            *self.grad_steps,
+            *self.written.kinds,
             *self.p,
         )
         n_s = len(self.grads)
-        self.grads = tuple(found[1 : 1 + n_s])
-        for i, total in zip(pull.summed, found[1 + n_s :], strict=True):
-            self._accumulate(i, total)
+        self.grads, self.sums = tuple(found[1 : 1 + n_s]), tuple(found[1 + n_s :])
         for term in pull.deferred:
-            self._accumulate(term.p, term.collect(written, n, self.p[term.p]))
+            self._accumulate(term.p, term.collect(self.written, rows[n_s:], n, self.p[term.p]))
         if self.timed:
-            self.ticks.step_vjp(start, times[0][:n], times[1][:n], self.grad_times)
+            grad_t, grad_dt = (x[:n] for x in self.grad_steps)
+            self.ticks.step_vjp(start, grad_t, grad_dt, self.grad_times)
         run.field.evaluations += n * pull.evaluations
         run.field.transposes += n * pull.vjps
+        if labelled:
+            for buffer in self.labels:
+                buffer.zero_()
         if run.monitor is not None:
-            run.count()
-            for r in reversed(range(n)):
-                y = tuple(x[r] for x in rows[:n_y])
-                run.monitor.step("backward", start + r, float(t[r]), float(dt[r]), y, run.stats)
+            self._report(start, t, dt, rows)
+
+    def _report(self, start: int, t: Tensor, dt: Tensor, rows: Leaves) -> None:
+        run = self.run
+        assert run.monitor is not None
+        run.count()
+        for r in reversed(range(len(t))):
+            y = tuple(x[r] for x in rows[: len(self.y0)])
+            run.monitor.step("backward", start + r, float(t[r]), float(dt[r]), y, run.stats)
 
     def finish(self) -> Cotangents:
         """Transposes `init`, and adds the cotangent of the output at the start."""
+        for i, total in zip(self.pull.summed, self.sums, strict=True):
+            self._accumulate(i, total)
         n_y, run, programs = len(self.y0), self.run, self.programs
         if programs.has_carry and run.accepted_grid.n_steps:
             finish = programs.finish(self.wanted)
