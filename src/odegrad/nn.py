@@ -26,6 +26,7 @@ class NeuralODE(nn.Module):
         scheme: As for `odegrad.solve`.
         stepsize: As for `odegrad.solve`.
         gradient: As for `odegrad.solve`.
+        compile: As for `odegrad.solve`.
 
     Example:
         >>> import torch, odegrad
@@ -41,12 +42,14 @@ class NeuralODE(nn.Module):
         scheme: Scheme = Tsit5(),
         stepsize: StepSize = PID(),
         gradient: Gradient = Discrete(),
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.scheme = scheme
         self.stepsize = stepsize
         self.gradient = gradient
+        self.compiles = compile  # nn.Module.compile is a method
         self._autonomous = _takes_one(net)
 
     def forward(self, y0: Any, ts: Tensor | Sequence[float], args: tuple[Any, ...] = ()) -> Any:
@@ -65,11 +68,13 @@ class NeuralODE(nn.Module):
             scheme=self.scheme,
             stepsize=self.stepsize,
             gradient=self.gradient,
+            compile=self.compiles,
         ).ys
 
     def extra_repr(self) -> str:
         """The choices, for repr."""
-        return f"scheme={self.scheme}, stepsize={self.stepsize}, gradient={self.gradient}"
+        choices = f"scheme={self.scheme}, stepsize={self.stepsize}, gradient={self.gradient}"
+        return f"{choices}, compile=True" if self.compiles else choices
 
     def _state_only(self, t: Tensor, y: Any) -> Any:
         del t

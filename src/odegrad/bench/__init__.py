@@ -4,7 +4,15 @@ The benchmarks of the repository, which compare with other libraries, build on i
 """
 
 from odegrad.bench.choice import BenchError, chosen
-from odegrad.bench.engines import COMPILED, ENGINES, GRAPH, STATES, TAPE, Engine
+from odegrad.bench.engines import (
+    COMPILED,
+    COMPILED_GRAPH,
+    ENGINES,
+    GRAPH,
+    STATES,
+    TAPE,
+    Engine,
+)
 from odegrad.bench.machine import Machine, describe_machine
 from odegrad.bench.measure import Result, Results, measure
 from odegrad.bench.odeint import TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT
@@ -19,6 +27,7 @@ SYSTEMS: dict[str, System] = {
 
 __all__ = [
     "COMPILED",
+    "COMPILED_GRAPH",
     "ENGINES",
     "GRAPH",
     "SHORTEST_SAMPLE",

@@ -18,7 +18,7 @@ from odegrad.solution import Solution
 from odegrad.solve import solve
 from odegrad.stepsize import StepSize
 
-__all__ = ["COMPILED", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
+__all__ = ["COMPILED", "COMPILED_GRAPH", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
 
 
 @dataclass(frozen=True)
@@ -87,5 +87,6 @@ TAPE = Engine("odegrad-tape", Tape())
 STATES = Engine("odegrad-states", Discrete())
 GRAPH = Engine("odegrad-graph", Discrete(StoreAll(keep=Keep.GRAPH)))
 COMPILED = Engine("odegrad-compiled", Discrete(), compiles=True)
+COMPILED_GRAPH = Engine("odegrad-compiled-graph", GRAPH.mode, compiles=True)
 
-ENGINES = (TAPE, STATES, GRAPH, COMPILED)
+ENGINES = (TAPE, STATES, GRAPH, COMPILED, COMPILED_GRAPH)

@@ -63,8 +63,14 @@ class CapturedFunction:
 
     def __call__(self, t: Tensor, y: Any, *p: Tensor) -> Any:
         """The function's result at (t, y), reading p."""
-        given = (t, *torch.utils._pytree.tree_leaves(y), *p)  # pyright: ignore
-        leaves = self.graph.module(*(given[role] for role in self.roles))
+        leaves = (t, *torch.utils._pytree.tree_leaves(y), *p)  # pyright: ignore
+        given = [leaves[role] for role in self.roles]
+        if torch.is_grad_enabled():
+            leaves = self.graph.module(*given)
+        else:
+            # The graph was seen with gradients enabled, and a derivative inside it relies on that.
+            with torch.enable_grad():
+                leaves = [x.detach() for x in self.graph.module(*(x.detach() for x in given))]
         return leaves[0] if self.structure is None else self.structure.unflatten(leaves)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -61,13 +62,18 @@ def prepare(
     graph_cost = None
     if running is not None:
         graph_cost = capture_function(running, time, y, state, args, p, scalar=True)
-    field = VectorField(graph_f, state, y, tuple(p), graph_cost)
+
+    def pure(y: Leaves, p: Leaves) -> VectorField:
+        return VectorField(graph_f, state, y, p, graph_cost)
+
+    field = pure(y, tuple(p))
     cost_key = None if graph_cost is None else (id(graph_cost.graph), graph_cost.roles)
     shapes = tuple((x.shape, x.dtype, x.device) for x in y)
     key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend())
     programs = graph_f.graph.programs.get(key)
     if programs is None:
-        programs = _new(f, running, state, y, args, t, field, scheme)
+        cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p)), t, y)
+        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p))
         graph_f.graph.programs[key] = programs
     return Prepared(field, programs)
 
@@ -86,22 +92,38 @@ def _check_surroundings(stepsize: StepSize, y: Leaves) -> None:
         raise NotCompilable("it runs inside another solve, or under a TorchFunctionMode")
 
 
-def _new(
-    f: Callable[..., Any],
-    running: Callable[..., Any] | None,
-    state: Structure,
-    y: Leaves,
-    args: tuple[Any, ...],
-    t: float,
-    pure: VectorField,
-    scheme: Scheme,
-) -> Programs:
-    """Programs for a vector field that was not met before, after a plain call of it."""
-    plain = VectorField(f, state, y, args, running)
-    plain.discover(t, y)  # a wrong result of f raises here as it does without compile
+def _check(plain: VectorField, pure: VectorField, t: float, y: Leaves) -> Leaves:
+    """Whether the captured functions can stand for those of the user; returns the quadrature leaves.
+
+    Raises:
+        NotCompilable: If they cannot.
+    """
+    p = plain.discover(t, y)  # a wrong result of f raises here as it does without compile
     if plain.stochastic:
         raise NotCompilable("f draws random numbers (dropout in train mode, noise)")
     if plain.changes_buffers:
         raise NotCompilable("f changes buffers that it reads (batch normalization in train mode)")
     cost = plain.cost_leaves(t, y, plain.arguments)
-    return Programs(pure, scheme, (*y, *cost), pure.arguments)
+    _compare({plain: p, pure: pure.arguments}, t, (*y, *cost))
+    return cost
+
+
+def _compare(fields: dict[VectorField, Leaves], t: float, y: Leaves) -> None:
+    """Refuses a graph that does not give what f gives, and what its transpose gives.
+
+    Only a gross difference counts: there is none unless the capture is wrong.
+    """
+    y = tuple(x.detach().clone() for x in y)
+    found: list[Leaves] = []
+    for field, p in fields.items():
+        p = field.own(p, [x.requires_grad for x in p])
+        point = field.bound(p, partial(field.linearize, t, y, p))
+        ones = tuple(torch.ones_like(x) for x in point.value)
+        found.append((*point.value, *point.vjp(ones)[1]))
+    for a, b in zip(*found, strict=True):
+        if not a.numel():
+            continue
+        largest = a.abs().max()
+        close = (a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * largest
+        if bool(torch.isfinite(largest)) and not bool(close):
+            raise NotCompilable("what torch.compile captured of f does not give what f gives")

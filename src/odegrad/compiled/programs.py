@@ -1,4 +1,4 @@
-"""The compiled programs of one solve: start, march, transposed march, finish.
+"""The compiled programs of one solve: the march, and the transposed march.
 
 Each is made when it is first needed and kept with the graph of f (`FieldGraph.programs`), so that every
 later solve with the same shapes, scheme and kind of steps finds it. A program handles a *chunk* of at
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 
 from odegrad.compiled.controller import CONSTANTS, March, attempt
-from odegrad.compiled.loop import Loop, Sizes, build, compile_graph
+from odegrad.compiled.loop import Loop, Sizes, build
 from odegrad.compiled.pullback import Pullback, trace_pullback
-from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import Fakes
 from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
 from odegrad.state import Leaves, nbytes
-from odegrad.stepsize.pid import scaled_norm, starting_size
 
 __all__ = ["Programs", "Transposed"]
 
@@ -62,21 +60,30 @@ class Programs:
     """Programs for one vector field, scheme, and shape of state.
 
     Arguments:
-        field: The vector field, a pure function of (t, y, p).
+        field: Makes the vector field, a pure function of (t, y, p), for tensors like y and p.
         scheme: The scheme.
-        y: A state.
+        y: A state, with its quadratures.
+        n_state: How many leaves f reads.
         p: The tensors that f reads.
 
     Attributes:
-        init_evaluations: Evaluations of f before the first step.
         step_evaluations: Evaluations of f per step, once a march was made.
         announce: Entered while something is being compiled.
     """
 
-    def __init__(self, field: VectorField, scheme: Scheme, y: Leaves, p: Leaves) -> None:
-        self.scheme, self._field = scheme, field
+    def __init__(
+        self,
+        field: Callable[[Leaves, Leaves], VectorField],
+        scheme: Scheme,
+        y: Leaves,
+        n_state: int,
+        p: Leaves,
+    ) -> None:
+        self.scheme = scheme
         self._fakes = Fakes()
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
+        # On stand-ins, so that nothing of the solve that made it is held.
+        self._field = field(tuple(self._y[:n_state]), tuple(self._p))
         self._cpu = torch.device("cpu")
         self._made: dict[Any, Any] = {}
         self._told = False
@@ -87,15 +94,8 @@ class Programs:
 
     def _trace_init(self) -> list[Tensor]:
         with self._fakes.mode, torch.no_grad():
-            before = self._field.evaluations
             carry = self.scheme.init(self._field, self._time, tuple(self._y), tuple(self._p))
-            self.init_evaluations = self._field.evaluations - before
         return self._fakes.like(carry)
-
-    @property
-    def has_carry(self) -> bool:
-        """Whether one step hands anything to the next beside the state."""
-        return bool(self._carry)
 
     def new_carry(self) -> Leaves:
         """A cotangent of the carry that is zero."""
@@ -124,29 +124,6 @@ class Programs:
         return self._fakes.empty((), torch.int64, self._cpu)
 
     # The programs.
-
-    def start(self, norm: Norm | None, adaptive: bool) -> Callable[..., Any]:
-        """(t, direction, rtol, atol, *y, *p) ↦ (h if adaptive, *carry)."""
-        return self._make(("start", norm, adaptive), lambda: self._start(norm, adaptive))
-
-    def _start(self, norm: Norm | None, adaptive: bool) -> Callable[..., Any]:
-        n = len(self._y)
-
-        def function(
-            t: Tensor, direction: Tensor, rtol: Tensor, atol: Tensor, *given: Tensor
-        ) -> list[Tensor]:
-            y, p = given[:n], given[n:]
-            carry = self.scheme.init(self._field, t, y, p)
-            if not adaptive:
-                return list(carry)
-
-            def scaled(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
-                return scaled_norm(x, y0, y1, rtol, atol, norm)
-
-            order = self.scheme.order
-            return [starting_size(self._field, scaled, order, t, direction, y, p), *carry]
-
-        return self._graph(function, [self._time] * 4 + [*self._y, *self._p])
 
     def march(self, pull: Pullback | None) -> Loop:
         """A loop over given steps.
@@ -276,34 +253,6 @@ class Programs:
         sizes = Sizes(carried=1 + n_s + n_g, reads=len(reads), writes=len(writes))
         return Transposed(self._loop(body, goes_on, sizes, examples), pull, rows)
 
-    def finish(self, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-        """(t, *y, *p, *grad_carry) ↦ (grad_t, *grad_y, *grad_p): the transpose of `init`.
-
-        Parameters without a gradient get None.
-        """
-        return self._make(("finish", wanted), lambda: self._finish(wanted))
-
-    def _finish(self, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-        n_y, n_p = len(self._y), len(self._p)
-        reached: list[int] = []
-
-        def function(t: Tensor, *given: Tensor) -> list[Tensor]:
-            y, p, grads = given[:n_y], given[n_y : n_y + n_p], given[n_y + n_p :]
-            p = tuple(x.detach().requires_grad_(w) for x, w in zip(p, wanted, strict=True))
-            found = self.scheme.init_vjp(self._field, t, y, p, grads)
-            assert found.t is not None
-            reached[:] = [i for i, g in enumerate(found.p) if g is not None]
-            return [found.t, *found.y, *(g for g in found.p if g is not None)]
-
-        compiled = self._graph(function, [self._time, *self._y, *self._p, *self._carry])
-
-        def run(*given: Tensor) -> list[Tensor | None]:
-            found = compiled(*given)
-            grad_p = dict(zip(reached, found[1 + n_y :], strict=True))
-            return [*found[: 1 + n_y], *(grad_p.get(i) for i in range(n_p))]
-
-        return run
-
     # How they are made.
 
     def _make(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -317,10 +266,6 @@ class Programs:
         if not self._told:
             self._told = True
             warnings.warn(f"compile=True helps less than it could: {message}", OdegradWarning, 2)
-
-    def _graph(self, function: Callable[..., Any], examples: list[Tensor]) -> Callable[..., Any]:
-        module = self._fakes.trace(function, examples, REWRITES)
-        return compile_graph(module, self._fakes.like(examples), self._tell)
 
     def _loop(
         self,

@@ -15,7 +15,7 @@ from odegrad.stepsize import AdaptiveStepSize, History, starting_step
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import Accepted, Landings, Walk, number
 
-__all__ = ["DEFAULT_MAX_STEPS", "adaptive_steps", "check_count", "check_size"]
+__all__ = ["DEFAULT_MAX_STEPS", "adaptive_steps", "check_count", "check_size", "first_size"]
 
 DEFAULT_MAX_STEPS = 100_000
 
@@ -27,7 +27,7 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
     assert order is not None
     times, field = run.times, run.field
     history, n, segments = History(), 0, list[Segment]()
-    h = _first_size(run, control, y, p)
+    h = first_size(run, control, y, p)
     for j in range(len(times) - 1):
         length, fractions = abs(times[j + 1] - times[j]), [0.0]
         while fractions[-1] < 1.0:
@@ -71,7 +71,7 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
     run.grid = Grid(tuple(segments))
 
 
-def _first_size(run: Run, control: AdaptiveStepSize, y: Leaves, p: Leaves) -> float:
+def first_size(run: Run, control: AdaptiveStepSize, y: Leaves, p: Leaves) -> float:
     """The size of the first attempt; estimating it leaves no trace in generators and buffers."""
     if control.dt0 is not None:
         return control.dt0

@@ -16,7 +16,7 @@ from odegrad.compiled import Blocks, March, Programs, Pullback, Rows, Ticks, Tra
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import PID, FixedStepSize
-from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, check_count, check_size
+from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, check_count, check_size, first_size
 from odegrad.sweeps.cotangents import Cotangents
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import fixed_grid
@@ -83,7 +83,7 @@ class _Forward:
     def __init__(
         self, run: Run, programs: Programs, y: Leaves, p: Leaves, pull: Pullback | None
     ) -> None:
-        self.run, self.programs, self.p, self.n_y = run, programs, p, len(y)
+        self.run, self.programs, self.p, self.n_y = run, programs, _plain(p), len(y)
         self.pull, self.size = pull, programs.rows(pull)
         self.blocks, self.n = Blocks(), 0
         self.ys = tuple(x.new_empty((len(run.times), *x.shape)) for x in y)
@@ -92,37 +92,20 @@ class _Forward:
         control = run.stepsize
         self.control = control if isinstance(control, PID) else None
         carry: Leaves = ()
-        h = self.times.new_ones(())
         if isinstance(control, FixedStepSize):
             run.grid = fixed_grid(run, control)
         if len(run.times) > 1:
-            h, carry = self._start(y)
-        self.state = (*(x.clone(memory_format=torch.contiguous_format) for x in y), *carry)
+            carry = run.scheme.init(run.field, run.times[0], y, p)
+        self.state = (*(x.clone() for x in _plain(y)), *_plain(carry))
         if self.control is not None:
-            self.march, self.vector = March.start(h), constants(self.control)
+            h = first_size(run, self.control, y, p)
+            self.march = March.start(torch.tensor(h, dtype=torch.float64))
+            self.vector = constants(self.control)
             self.fractions, self.segments = [0.0], list[Segment]()
             padded = 1 << (len(run.times) - 1).bit_length()
             self.padded = torch.cat([self.times, self.times[-1:].expand(padded - len(run.times))])
         else:
             self.ticks = Ticks(run.accepted_grid, self.times)
-
-    def _start(self, y: Leaves) -> tuple[Tensor, Leaves]:
-        """The size of the first attempt, and the carry."""
-        run, control, c = self.run, self.control, self.times
-        estimated = control is not None and control.dt0 is None
-        if not estimated and not self.programs.has_carry:
-            dt0 = 1.0 if control is None or control.dt0 is None else control.dt0
-            return torch.tensor(dt0, dtype=torch.float64), ()
-        direction = torch.tensor(-1.0 if run.times[-1] < run.times[0] else 1.0, dtype=torch.float64)
-        tolerances = (c[0], c[0]) if control is None else tuple(constants(control)[:2])
-        start = self.programs.start(None if control is None else control.norm, estimated)
-        found = start(c[0], direction, *tolerances, *y, *self.p)
-        run.field.evaluations += self.programs.init_evaluations + 2 * estimated
-        if estimated:
-            assert control is not None
-            return found[0].clamp(min=control.dt_min), tuple(found[1:])
-        dt0 = 1.0 if control is None or control.dt0 is None else control.dt0
-        return torch.tensor(dt0, dtype=torch.float64), tuple(found)
 
     def current_rows(self, i: int) -> Leaves:
         """The current state, which is state i, as buffers of one row."""
@@ -264,6 +247,11 @@ class _Forward:
         self.n += n
 
 
+def _plain(leaves: Leaves) -> Leaves:
+    """The values as programs expect them: contiguous and off any graph."""
+    return tuple(x.detach().resolve_conj().resolve_neg().contiguous() for x in leaves)
+
+
 def _padded(x: Tensor, size: int) -> Tensor:
     return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x))])
 
@@ -328,14 +316,13 @@ class _Backward:
         blocks: Blocks,
         grad_ys: OptionalLeaves,
     ) -> None:
-        self.run, self.programs, self.p, self.y0 = run, programs, p, y0
+        self.run, self.programs, self.p, self.data, self.y0 = run, programs, p, _plain(p), y0
         self.blocks, self.grad_ys, self.timed = blocks, grad_ys, pull.timed
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)
         self.current: tuple[int, Leaves] = (0, ())
         carry = programs.new_carry()
         self.grads: Leaves = (*map(_zeros, y0), *carry)
-        self.wanted = tuple(x.requires_grad for x in p)
         self.grad_p: list[Tensor | None] = [None] * len(p)
         self.grad_times = torch.zeros_like(times)
         self.pull, self.size = pull, programs.pulled_rows(pull)
@@ -357,7 +344,13 @@ class _Backward:
             rows = tuple(x.new_empty((size, *x.shape)) for x in state)
             zero = torch.zeros((), dtype=torch.int64)
             found = programs.march(None)(
-                zero, *state, _padded(t, size), _padded(dt, size), *rows, torch.tensor(n), *self.p
+                zero,
+                *state,
+                _padded(t, size),
+                _padded(dt, size),
+                *rows,
+                torch.tensor(n),
+                *self.data,
             )
             state = tuple(found[1:])
             if every is not None:
@@ -403,7 +396,7 @@ class _Backward:
             *(self.labels if labelled else ()),
             *self.grad_steps,
             *self.written.kinds,
-            *self.p,
+            *self.data,
         )
         n_s = len(self.grads)
         self.grads, self.sums = tuple(found[1 : 1 + n_s]), tuple(found[1 + n_s :])
@@ -432,18 +425,16 @@ class _Backward:
         """Transposes `init`, and adds the cotangent of the output at the start."""
         for i, total in zip(self.pull.summed, self.sums, strict=True):
             self._accumulate(i, total)
-        n_y, run, programs = len(self.y0), self.run, self.programs
-        if programs.has_carry and run.accepted_grid.n_steps:
-            finish = programs.finish(self.wanted)
-            found = finish(self.times[0], *self.y0, *self.p, *self.grads[n_y:])
-            self.grads = tuple(a + b for a, b in zip(self.grads, found[1 : 1 + n_y], strict=False))
-            for i, g in enumerate(found[1 + n_y :]):
+        n_y, run = len(self.y0), self.run
+        if self.grads[n_y:] and run.accepted_grid.n_steps:
+            carry = self.grads[n_y:]
+            found = run.scheme.init_vjp(run.field, self.times[0], self.y0, self.p, carry)
+            self.grads = tuple(a + b for a, b in zip(self.grads, found.y, strict=False))
+            for i, g in enumerate(found.p):
                 if g is not None:
                     self._accumulate(i, g)
-            if self.timed:
-                self.grad_times[0] += found[0]
-            run.field.evaluations += programs.init_evaluations
-            run.field.transposes += programs.init_evaluations
+            if self.timed and found.t is not None:
+                self.grad_times[0] += found.t
         self._inject(0)
         times: list[Tensor | None] = [None] * len(run.times)
         if self.timed:
