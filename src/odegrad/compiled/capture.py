@@ -142,7 +142,7 @@ def _backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     graph = FieldGraph(module)
     (outputs,) = module.graph.output_node().args
     fakes = [node.meta["example_value"] for node in outputs]  # pyright: ignore
-    results = tuple(torch.empty(x.shape, dtype=x.dtype) for x in fakes)
+    results = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in fakes)
 
     def note(*inputs: Any) -> Any:
         seen = _now.get()

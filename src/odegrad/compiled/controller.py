@@ -33,9 +33,11 @@ CONSTANTS = (
 )
 
 
-def constants(control: PID) -> Tensor:
+def constants(control: PID, device: torch.device | None = None) -> Tensor:
     """The numbers of a controller, so that other tolerances need no other program."""
-    return torch.tensor([getattr(control, name) for name in CONSTANTS], dtype=torch.float64)
+    return torch.tensor(
+        [getattr(control, name) for name in CONSTANTS], dtype=torch.float64, device=device
+    )
 
 
 def decide(
@@ -95,8 +97,8 @@ class March(NamedTuple):
     @staticmethod
     def start(h: Tensor) -> March:
         """Before the first step, of size h."""
-        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-        count, no = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.bool)
+        zero, one = torch.zeros_like(h), torch.ones_like(h)
+        count, no = zero.to(torch.int64), zero.to(torch.bool)
         return March(count, count, count, no, zero, h, one, one, no, zero, zero, zero)
 
 

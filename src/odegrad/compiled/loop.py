@@ -6,8 +6,9 @@ no buffer is copied, so the cost of a step does not depend on how many rows ther
 computes from stable inputs alone is computed before the loop.
 
 On the CPU the whole loop is one Inductor program around `torch.ops.higher_order.while_loop`. Elsewhere,
-and where Inductor cannot compile that, the body alone is compiled and Python turns the loop; where even
-that fails, the body runs as the graph it is.
+and where Inductor cannot compile that, the body alone is compiled and Python turns the loop, on CUDA
+around a recorded graph (`odegrad.compiled.recorded`); where even that fails, the body runs as the graph
+it is.
 
 Written against torch 2.13, where that operator is a prototype. It is called directly: the public
 wrapper would run Dynamo once more at every trace.
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from odegrad.compiled.recorded import Record, Recorded, cuda_graph
 from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import (
     Fakes,
@@ -50,8 +52,10 @@ __all__ = [
     "using_backend",
 ]
 
-Backend: TypeAlias = Literal["inductor", "steps", "interpreter"]
-"""How programs run: compiled with their loops, compiled step by step, or as the graphs they are."""
+Backend: TypeAlias = Literal["inductor", "steps", "interpreter", "recorded"]
+"""How programs run: compiled with their loops, compiled step by step, as the graphs they are, or as those
+on buffers that stay in place, as on CUDA.
+"""
 
 _backend: ContextVar[Backend] = ContextVar("backend", default="inductor")
 
@@ -81,7 +85,13 @@ class Sizes:
 
 
 Loop: TypeAlias = Callable[..., Leaves]
-"""(*carried, *read buffers, *written buffers, *stable) ↦ carried at the end."""
+"""(*carried, *read buffers, *written buffers, *stable, count=None) ↦ carried at the end.
+
+`count` is the number of iterations, where it is known: then a loop outside a program does not have to
+look at a condition.
+"""
+
+_RECORDS: dict[str, Record] = {"cuda": cuda_graph, "recorded": lambda iteration: iteration}
 
 
 def build(
@@ -118,19 +128,23 @@ def build(
     inner = narrowed(inner, [*range(n + r), *(n + r + i for i in used)])
     goes_on = narrowed(goes_on, [*range(n), *(n + i for i in used if i < len(asked))])
     examples = [*examples[: n + r + w], *(stable[i] for i in used)]
-    loop = None
-    if current_backend() == "inductor" and carried[0].device.type == "cpu":
+    loop, backend = None, current_backend()
+    if backend == "inductor" and carried[0].device.type == "cpu":
         try:
             loop = _one_program(fakes, inner, goes_on, sizes, examples)
         except NotCompilable as reason:
             tell(f"the loop over steps cannot be compiled as a whole: {reason}")
     if loop is None:
-        loop = _Turned(fakes, inner, goes_on, sizes, examples, tell)
+        turned = _Turned(fakes, inner, goes_on, sizes, examples, tell)
+        loop = turned
+        record = _RECORDS.get(carried[0].device.type if backend != "recorded" else backend)
+        if record is not None:
+            loop = Recorded(turned.iterate, turned.goes_on, n, r + w, record)
 
-    def run(*given: Tensor) -> Leaves:
+    def run(*given: Tensor, count: int | None = None) -> Leaves:
         stable = given[n + r + w :]
         stable = (*stable, *(x.contiguous() for x in before(*stable)))
-        return loop(*given[: n + r + w], *(stable[i] for i in used))
+        return loop(*given[: n + r + w], *(stable[i] for i in used), count=count)
 
     return run
 
@@ -174,7 +188,13 @@ def _one_program(
             mutated_arg_indices=",".join(str(i) for i in range(n + r, n + r + w)),
         )
 
-    return _inductor(fakes.trace(whole, examples), examples)
+    program = _inductor(fakes.trace(whole, examples), examples)
+
+    def run(*given: Tensor, count: int | None = None) -> Leaves:
+        del count  # the program knows when to stop
+        return program(*given)
+
+    return run
 
 
 class _Turned:
@@ -194,17 +214,30 @@ class _Turned:
         rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r]]
         self._inner = compile_graph(inner, [*examples[:n], *rows, *examples[n + r + w :]], tell)
 
-    def __call__(self, *given: Tensor) -> Leaves:
+    def __call__(self, *given: Tensor, count: int | None = None) -> Leaves:
+        state, rest = given[: self._sizes.carried], given[self._sizes.carried :]
+        if count is not None:
+            for _ in range(count):
+                state = self.iterate(*state, *rest)
+        else:
+            while bool(self.goes_on(*state, *rest)):
+                state = self.iterate(*state, *rest)
+        return state
+
+    def iterate(self, *given: Tensor) -> Leaves:
+        """What is carried after one iteration; its rows are written."""
         n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
         state, buffers, stable = given[:n], given[n : n + r + w], given[n + r + w :]
-        asked = stable[: self._n_asked - n]
-        while bool(self._more(*state, *asked)[0]):
-            rows = [_take(b, state[0]) for b in buffers[:r]]
-            found = self._inner(*state, *rows, *stable)
-            for buffer, row in zip(buffers[r:], found[n:], strict=True):
-                _put(buffer, state[0], row)
-            state = tuple(found[:n])
-        return state
+        rows = [_take(b, state[0]) for b in buffers[:r]]
+        found = self._inner(*state, *rows, *stable)
+        for buffer, row in zip(buffers[r:], found[n:], strict=True):
+            _put(buffer, state[0], row)
+        return tuple(found[:n])
+
+    def goes_on(self, *given: Tensor) -> Tensor:
+        """Whether there is another iteration."""
+        n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
+        return self._more(*given[:n], *given[n + r + w : r + w + self._n_asked])[0]
 
 
 def compile_graph(
@@ -217,7 +250,7 @@ def compile_graph(
         examples: Stand-ins for its inputs.
         tell: Is told why it cannot.
     """
-    if current_backend() == "interpreter":
+    if current_backend() in ("interpreter", "recorded"):
         return module
     try:
         return _inductor(module, examples)

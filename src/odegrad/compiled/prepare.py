@@ -79,7 +79,9 @@ def prepare(
 
 
 def _check_surroundings(stepsize: StepSize, y: Leaves) -> None:
-    obstacle = compiler_obstacle() if current_backend() != "interpreter" else None
+    if y[0].device.type not in ("cpu", "cuda"):
+        raise NotCompilable(f"{y[0].device.type} devices have no float64 to keep the time in")
+    obstacle = compiler_obstacle() if current_backend() in ("inductor", "steps") else None
     if obstacle is not None and y[0].device.type == "cpu":
         raise NotCompilable(obstacle)
     if not isinstance(stepsize, (PID, FixedStepSize)):

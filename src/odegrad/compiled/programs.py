@@ -67,6 +67,7 @@ class Programs:
         p: The tensors that f reads.
 
     Attributes:
+        device: Where the numbers of the time stepping are: that of the state's first leaf.
         step_evaluations: Evaluations of f per step, once a march was made.
         announce: Entered while something is being compiled.
     """
@@ -84,11 +85,11 @@ class Programs:
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
         # On stand-ins, so that nothing of the solve that made it is held.
         self._field = field(tuple(self._y[:n_state]), tuple(self._p))
-        self._cpu = torch.device("cpu")
+        self.device = y[0].device
         self._made: dict[Any, Any] = {}
         self._told = False
         self.announce: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._time = self._fakes.empty((), torch.float64, self._cpu)
+        self._time = self._fakes.empty((), torch.float64, self.device)
         self._carry = self._trace_init()
         self.step_evaluations = 0
 
@@ -118,10 +119,10 @@ class Programs:
         return [self._fakes.empty((n, *x.shape), x.dtype, x.device) for x in like]
 
     def _times(self, n: int) -> list[Tensor]:
-        return [self._fakes.empty((n,), torch.float64, self._cpu) for _ in range(2)]
+        return [self._fakes.empty((n,), torch.float64, self.device) for _ in range(2)]
 
     def _count(self) -> Tensor:
-        return self._fakes.empty((), torch.int64, self._cpu)
+        return self._fakes.empty((), torch.int64, self.device)
 
     # The programs.
 
@@ -187,9 +188,9 @@ class Programs:
             return (march.row < rows) & (march.segment < segments) & ~march.stuck
 
         state, fakes = [*self._y, *self._carry], self._fakes
-        march = fakes.like(March.start(torch.ones((), dtype=torch.float64)))
-        times = fakes.empty((n_times,), torch.float64, self._cpu)
-        vector = fakes.empty((len(CONSTANTS),), torch.float64, self._cpu)
+        march = fakes.like(March.start(torch.ones((), dtype=torch.float64, device=self.device)))
+        times = fakes.empty((n_times,), torch.float64, self.device)
+        vector = fakes.empty((len(CONSTANTS),), torch.float64, self.device)
         kept = pull.kept if pull else ()
         written = self._rows([*state, *kept, self._time, self._count()], rows)
         stable = [times, vector, self._count(), self._count(), *self._p]

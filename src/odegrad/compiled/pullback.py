@@ -189,7 +189,7 @@ def trace_pullback(
         times = (found.t, found.dt) if timed else ()
         return [*times, *found.y, *(found.carry or ()), *(found.p[i] for i in reached)]
 
-    time = fakes.empty((), torch.float64, torch.device("cpu"))
+    time = fakes.empty((), torch.float64, y[0].device)
     module = fakes.trace(function, [time, time, *y, *carry, *p, *y, *carry])
     evaluations, vjps = field.evaluations - counts[0], field.transposes - counts[1]
     field.evaluations, field.transposes = counts
