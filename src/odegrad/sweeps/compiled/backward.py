@@ -13,6 +13,7 @@ from odegrad.sweeps.compiled.chunks import (
     padded,
     plain,
     rows_like,
+    selected,
     take_steps,
     watched,
     zeros,
@@ -105,8 +106,8 @@ class _Backward:
             )
             if every is not None:
                 numbers = [i for i in range(start, start + n, every) if i not in self.blocks]
-                index = torch.tensor([i - start for i in numbers], device=state[0].device)
-                self.blocks.put(numbers, tuple(x.index_select(0, index) for x in rows))
+                if numbers:
+                    self.blocks.put(numbers, selected(rows, [i - start for i in numbers]))
             start += n
             self.run.stats.recomputed += n
         self.current = (stop, state)

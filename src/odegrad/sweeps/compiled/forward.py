@@ -13,7 +13,7 @@ from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, check_count, check_size, first_size
-from odegrad.sweeps.compiled.chunks import number, plain, rows_like, take_steps, watched
+from odegrad.sweeps.compiled.chunks import number, plain, rows_like, selected, take_steps, watched
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import fixed_grid
 
@@ -106,14 +106,13 @@ class _Forward:
                 scratch = rows
                 continue
             numbers = [i for i in range(first, self.n) if (i - start) % every == 0]
-            kept = [i - first for i in numbers]
-            if len(kept) == self.size:
+            if len(numbers) == self.size:
                 self.blocks.put(numbers, rows)
                 scratch = None
             else:
                 scratch = rows
-                index = torch.tensor(kept, device=self.state[0].device)
-                self.blocks.put(numbers, tuple(x.index_select(0, index) for x in rows))
+                if numbers:
+                    self.blocks.put(numbers, selected(rows, [i - first for i in numbers]))
 
     def _through(self) -> bool:
         if len(self.run.times) < 2:
