@@ -40,7 +40,7 @@ from odegrad.scan import Scan
 from odegrad.state import Leaves
 from odegrad.substitute import Host, Substitute
 
-__all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "version"]
+__all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "version", "unread"]
 
 T = TypeVar("T")
 
@@ -177,6 +177,17 @@ class _Trace(TorchFunctionMode):
             if is_differentiable(x) and id(x) not in self.found:
                 self._made[id(x)] = x  # keeps it alive, so that its id is not used again
         return out
+
+
+def unread(found: Iterable[Any], read: Iterable[Tensor]) -> list[Tensor]:
+    """The differentiable tensors that callables can reach, or that are given, beside those in `read`."""
+    scan = Scan()
+    for x in found:
+        scan.visit(x, "f", depth=0)
+    parameters = (x for module in scan.modules for x in module.parameters() if x.requires_grad)
+    known = {id(x) for x in read}
+    reached = [*parameters, *(x for x, _ in scan.tensors.values())]
+    return list({id(x): x for x in reached if id(x) not in known}.values())
 
 
 def capture(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -110,7 +111,10 @@ def capture_function(
     seen = _Seen()
     token = _now.set(seen)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            # Dynamo looks at .grad of every tensor and tells of exceptions that it observes. What f
+            # itself warns of, it says when it is called plainly.
+            warnings.simplefilter("ignore")
             _entry(f)(f, t, state.unflatten(y), args)
     except NotCompilable:
         raise
@@ -170,7 +174,9 @@ def _entry(f: Callable[..., Any]) -> Callable[..., Any]:
                 f"compile=True needs torch 2.13 or newer, this is {torch.__version__}"
             )
         options: Any = {"recompile_limit": _MOST_VARIANTS, "isolate_recompiles": True}
-        found = torch.compile(_call, backend=_backend, fullgraph=True, dynamic=False, **options)
+        # Dynamo keeps a limited number of graphs for each code object: this f gets one of its own.
+        call = types.FunctionType(_call.__code__.replace(), _call.__globals__, _call.__name__)
+        found = torch.compile(call, backend=_backend, fullgraph=True, dynamic=False, **options)
         _entries[owner] = found
     return found
 
@@ -183,6 +189,9 @@ def _owner(f: Any) -> Any:
         f = f.__self__ if isinstance(f.__self__, nn.Module) else f.__func__
     if isinstance(f, types.FunctionType):
         return f.__code__
+    called: Any = type(f).__call__
+    if not isinstance(f, nn.Module) and isinstance(called, types.FunctionType):
+        return called.__code__
     return f
 
 

@@ -156,7 +156,7 @@ def attempt(
 
     proposed = taken * factor
     smallest = torch.maximum(proposed, c["dt_min"])
-    after_reject = torch.where(taken > c["dt_min"], smallest, proposed)
+    after_reject = torch.where(torch.minimum(size, taken) > c["dt_min"], smallest, proposed)
     cut = lands & (left < march.h) & ~march.rejected
     grown = torch.where(cut, torch.maximum(march.h, proposed), proposed)
     after_accept = torch.where(taken > 0.0, torch.maximum(grown, c["dt_min"]), march.h)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sysconfig
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def build(
     inner = narrowed(inner, [*range(n + r), *(n + r + i for i in used)])
     goes_on = narrowed(goes_on, [*range(n), *(n + i for i in used if i < len(asked))])
     examples = [*examples[: n + r + w], *(stable[i] for i in used)]
+    for node, x in zip(inputs(inner), [*carried, *rows, *examples[n + r + w :]], strict=True):
+        node.meta["val"] = x  # what is hoisted was a view with strides of its own
     loop, backend = None, current_backend()
     if backend == "inductor" and carried[0].device.type == "cpu":
         try:
@@ -267,7 +270,9 @@ def _inductor(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., 
     if all(x.device.type == "cpu" for x in examples):
         options["cpp_wrapper"] = True  # no Python between the kernels
     try:
-        program: Any = inductor.compile(module, list(examples), options=options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch, even where they are errors
+            program: Any = inductor.compile(module, list(examples), options=options)
     except exc.CppCompileError as error:
         raise NotCompilable("the C++ compiler failed; see the error above this one") from error
     except Exception as error:

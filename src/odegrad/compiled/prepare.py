@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odegrad.capture import unread
 from odegrad.compiled.capture import capture_function
 from odegrad.compiled.loop import compiler_obstacle, current_backend
 from odegrad.compiled.programs import Programs
@@ -22,7 +23,10 @@ __all__ = ["Prepared", "prepare"]
 
 
 class Prepared(NamedTuple):
-    """A vector field whose captured tensors are arguments, p = `field.arguments`, and its programs."""
+    """A vector field whose captured tensors are arguments, and its programs.
+
+    Of p = `field.arguments` f reads the first `programs.n_read`; the others get gradients of zero.
+    """
 
     field: VectorField
     programs: Programs
@@ -62,6 +66,9 @@ def prepare(
     graph_cost = None
     if running is not None:
         graph_cost = capture_function(running, time, y, state, args, p, scalar=True)
+    read = len(p)
+    if torch.is_grad_enabled():
+        p += unread([f, running, *torch.utils._pytree.tree_leaves(args)], p)  # pyright: ignore
 
     def pure(y: Leaves, p: Leaves) -> VectorField:
         return VectorField(graph_f, state, y, p, graph_cost)
@@ -72,8 +79,8 @@ def prepare(
     key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend())
     programs = graph_f.graph.programs.get(key)
     if programs is None:
-        cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p)), t, y)
-        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p))
+        cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p[:read])), t, y)
+        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p[:read]))
         graph_f.graph.programs[key] = programs
     return Prepared(field, programs)
 

@@ -7,6 +7,7 @@ most `Programs.rows` steps; Python hands it buffers with one row per step.
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,13 @@ def _kept(pull: Pullback | None) -> int | None:
     return id(pull) if pull is not None and pull.kept else None
 
 
+def _same_norm(norm: Norm | None) -> object:
+    """What tells norms apart: of functions that capture nothing the code, however often they are made."""
+    if isinstance(norm, types.FunctionType) and not (norm.__closure__ or norm.__defaults__):
+        return norm.__code__
+    return norm
+
+
 class Programs:
     """Programs for one vector field, scheme, and shape of state.
 
@@ -67,6 +75,7 @@ class Programs:
         p: The tensors that f reads.
 
     Attributes:
+        n_read: How many tensors f reads.
         device: Where the numbers of the time stepping are: that of the state's first leaf.
         step_evaluations: Evaluations of f per step, once a march was made.
         announce: Entered while something is being compiled.
@@ -83,6 +92,7 @@ class Programs:
         self.scheme = scheme
         self._fakes = Fakes()
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
+        self.n_read = len(p)
         # On stand-ins, so that nothing of the solve that made it is held.
         self._field = field(tuple(self._y[:n_state]), tuple(self._p))
         self.device = y[0].device
@@ -160,7 +170,7 @@ class Programs:
         (*march, *y, *carry | | *y, *carry, *kept, fraction, segment rows | times, constants, limit,
         segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
         """
-        key = ("adaptive", norm, n_times, _kept(pull))
+        key = ("adaptive", _same_norm(norm), n_times, _kept(pull))
         return self._make(key, lambda: self._adaptive(norm, n_times, pull))
 
     def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:

@@ -102,7 +102,8 @@ def _compiled(
     stored: list[Blocks] = []  # places only
     keeps = checkpoints.keep is Keep.GRAPH
     # If the step has no transpose that is one graph, that has to come out now.
-    pull = programs.pullback(tuple(map(may_need_gradient, p)), may_need_gradient(ts), keeps)
+    n = programs.n_read
+    pull = programs.pullback(tuple(map(may_need_gradient, p[:n])), may_need_gradient(ts), keeps)
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]
@@ -119,7 +120,9 @@ def _compiled(
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         blocks = stored[0].with_tensors(kept)
         # What was kept is for all that may need a gradient; else only what does is computed.
-        used = pull if keeps else programs.pullback(tuple(needs[n_y:-1]), needs[-1], keeps)
+        used = pull
+        if not keeps:
+            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
         landings = landing_times(ts).detach() if used.timed else None
         grads = compiled.backward(
             run, programs, y0, p, landings, checkpoints, used, blocks, grad_ys

@@ -48,7 +48,8 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
                     snapshot.restore()
                 run.stats.rejected += 1
                 history, h = decision.history, taken * decision.factor
-                if taken > control.dt_min:  # the smallest step allowed gets its try
+                # The smallest step allowed gets its try; `taken` may exceed it by rounding.
+                if min(size, taken) > control.dt_min:
                     h = max(h, control.dt_min)
                 check_size(run, control, number(t), taken, h, ratio)
                 check_count(run, number(t), taken)

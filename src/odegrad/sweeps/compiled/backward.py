@@ -76,7 +76,7 @@ class _Backward:
         grad_ys: OptionalLeaves,
     ) -> None:
         self.run, self.programs, self.y0 = run, programs, y0
-        self.p, self.data, self.device = p, plain(p), programs.device
+        self.p, self.data, self.device = p, plain(p[: programs.n_read]), programs.device
         self.blocks, self.grad_ys, self.timed = blocks, grad_ys, pull.timed
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)

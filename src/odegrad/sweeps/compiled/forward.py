@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from odegrad.checkpoints import Advance, Checkpoints, Drop, Keep, Store
 from odegrad.compiled import Blocks, March, Programs, Pullback, Ticks, constants
@@ -62,7 +62,8 @@ class _Forward:
     def __init__(
         self, run: Run, programs: Programs, y: Leaves, p: Leaves, pull: Pullback | None
     ) -> None:
-        self.run, self.programs, self.p, self.n_y = run, programs, plain(p), len(y)
+        self.run, self.programs, self.n_y = run, programs, len(y)
+        self.p = plain(p[: programs.n_read])
         self.pull, self.size = pull, programs.rows(pull)
         self.blocks, self.n = Blocks(), 0
         self.ys = tuple(x.new_empty((len(run.times), *x.shape)) for x in y)
@@ -134,8 +135,11 @@ class _Forward:
         )
         for j, i in self.ticks.landings(self.n, self.n + n):
             self._output(j, self._row(rows, i - self.n, n))
-        self._report(rows, n, lambda: self.ticks.step(self.n, self.n + n))
+        self._report(rows, n, partial(self._times, self.n, n))
         return n
+
+    def _times(self, start: int, n: int) -> Iterable[list[float]]:
+        return [x.tolist() for x in self.ticks.step(start, start + n)]
 
     def _adaptive(self, rows: Leaves) -> int:
         """Attempts steps until the buffers are full or the walk is through."""
@@ -182,8 +186,7 @@ class _Forward:
     def _note(self, rows: Leaves, fractions: list[float], places: list[int], segment: int) -> None:
         """Completes the grid by the steps of a chunk, and puts out what landed."""
         n, times = len(fractions), self.run.times
-        t: list[float] = []
-        dt: list[float] = []
+        t, dt = list[float](), list[float]()
         for r, (following, j) in enumerate(zip(fractions, places, strict=True)):
             sigma, span = self.fractions[-1], times[j + 1] - times[j]
             t.append(times[j] + span * sigma)
@@ -193,7 +196,7 @@ class _Forward:
                 self.segments.append(Nodes(tuple(self.fractions)))
                 self.fractions = [0.0]
                 self._output(j + 1, self._row(rows, r + 1, n))
-        self._report(rows, n, lambda: (torch.tensor(t), torch.tensor(dt)))
+        self._report(rows, n, lambda: (t, dt))
         if self._through():
             self.run.grid = Grid(tuple(self.segments))
 
@@ -205,14 +208,14 @@ class _Forward:
         for y, leaf in zip(self.ys, state, strict=False):
             y[j] = leaf
 
-    def _report(self, rows: Leaves, n: int, step: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    def _report(self, rows: Leaves, n: int, step: Callable[[], Iterable[list[float]]]) -> None:
         """Counts the steps of a chunk and tells the monitor."""
         run = self.run
         if run.monitor is None:
             run.stats.accepted += n
         else:
             run.count()
-            t, dt = (x.tolist() for x in step())
+            t, dt = step()
             for r, (a, b) in enumerate(zip(t, dt, strict=True)):
                 run.stats.accepted += 1
                 y = self._row(rows, r + 1, n)[: self.n_y]
