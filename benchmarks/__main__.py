@@ -1,4 +1,4 @@
-"""The front: ``python -m benchmarks peers|limit|scaling``; ``--help`` says more."""
+"""The front: ``python -m benchmarks peers|limit|scaling|products``; ``--help`` says more."""
 
 from __future__ import annotations
 
@@ -144,6 +144,21 @@ def scaling(
     engines = _chosen("engine", SCALING, systems)
     repeats = repeats or (1 if quick else QUICK_REPEATS)
     run(engines, repeats, most, everything, memory, out, say)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples.")
+@click.option("--repeats", type=click.IntRange(1), help="Samples of each.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder.  [default: benchmarks/results]"
+)
+@click.option("--core", type=int, help="The core to run on.  [default: the last]")
+def products(quick: bool, repeats: int | None, out: Path | None, core: int | None) -> None:
+    """Measures what rewriting small products and tanh gains in compiled steps."""
+    out, say = _begin(core, out)
+    from benchmarks.products import run
+
+    run(*_sampling(quick, repeats), out, say)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.plots import draw_scaling
 from benchmarks.tables import aligned, number
 from benchmarks.targets import SLOPE, TARGETS, targets_table
 from odegrad import Discrete, Every
-from odegrad.bench import COMPILED, ENGINES, WORKLOADS, Engine, measure, size
+from odegrad.bench import ENGINES, WORKLOADS, Engine, measure, size
 from odegrad.stepsize import Steps
 
 __all__ = ["SCALING", "run", "slope"]
@@ -52,7 +52,7 @@ def run(
     points: dict[str, list[dict[str, Any]]] = {engine.name: [] for engine in engines}
     for n in (n for n in STEPS if n <= most):
         workload = dataclasses.replace(WORKLOAD, name=f"{n} steps", stepsize=Steps(n))
-        able = [e for e in engines if e.name == COMPILED.name or n <= EAGER_STEPS or everything]
+        able = [e for e in engines if e.compiles or n <= EAGER_STEPS or everything]
         timed = measure(workload, able, repeats, say=say)
         for name, result in timed.found.items():
             say(f"{n} steps: peak memory of {name}")

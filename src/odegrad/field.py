@@ -201,7 +201,7 @@ class VectorField:
         if isinstance(t, Tensor):
             time = t.to(self.time_dtype).to(self.device)
         else:
-            time = torch.full((), t, dtype=self.time_dtype, device=self.device)
+            time = torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)
         leaves = y[: self.n_state]
         versions = [version(leaf) for leaf in leaves]
         state = self._state.unflatten(leaves)
@@ -213,7 +213,7 @@ class VectorField:
                 "f changed its argument y in place, which would make the solve wrong; "
                 "write y = y * 2 instead of y.mul_(2), or begin f with y = y.clone()"
             )
-        if any(version(old) != v for old, v in self._returned):
+        if [version(old) for old, _ in self._returned] != [v for _, v in self._returned]:
             self._returned = []
             raise FieldOutputError(
                 "f changed what it had returned before (it writes its results into one buffer), which "

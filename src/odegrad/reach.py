@@ -23,12 +23,13 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
             _raise(x)
     nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen = set(nodes)
-    while nodes:
-        for node, _ in nodes.pop().next_functions:
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            nodes.append(node)
+    for node in nodes:  # grows
+        following = node.next_functions
+        for other, _ in following:
+            if other is not None and other not in seen:
+                seen.add(other)
+                nodes.append(other)
+        if not following:  # where a gradient accumulates
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in allowed:
                 _raise(leaf)

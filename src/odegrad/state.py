@@ -52,14 +52,19 @@ class Structure:
     def __init__(self, tree: Any) -> None:
         leaves, self._spec = pytree.tree_flatten(tree)
         self.n_leaves = len(leaves)
+        self._is_tensor = isinstance(tree, Tensor)  # the usual case, which has to be quick
 
     def flatten(self, tree: Any) -> list[Any] | None:
         """The leaves of `tree`, or None if it has another structure than this one."""
+        if self._is_tensor and isinstance(tree, Tensor):
+            return [tree]
         leaves, spec = pytree.tree_flatten(tree)
         return leaves if spec == self._spec else None
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """The pytree that holds `leaves`."""
+        if self._is_tensor:
+            return leaves[0]
         return pytree.tree_unflatten(list(leaves), self._spec)
 
     def leaf_names(self) -> list[str]:

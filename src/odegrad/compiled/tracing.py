@@ -67,6 +67,10 @@ class Fakes:
         except Exception as error:
             name = type(error).__name__
             raise NotCompilable(f"a step is not one graph ({name}: {first_line(error)})") from error
+        for node in inputs(module):
+            node.type = (
+                None  # an annotation as a string, which torch's cache of programs stumbles over
+            )
         _merge_equal(module.graph)
         module.graph.eliminate_dead_code()
         module.recompile()
