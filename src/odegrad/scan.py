@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-__all__ = ["Scan"]
+__all__ = ["Scan", "global_names"]
 
 _LIBRARIES = ("torch.", "numpy.", "scipy.", "builtins", "odegrad.")
 _GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME")
@@ -92,7 +92,7 @@ class Scan:
                 self.visit(cell.cell_contents, f"captured variable {key!r}", depth + 1)
             except ValueError:  # an empty cell: the variable is not bound yet
                 continue
-        for key in _global_names(x.__code__):
+        for key in global_names(x.__code__):
             if key in x.__globals__:
                 self.visit(x.__globals__[key], f"global variable {key!r}", depth + 1)
         for part in [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]:
@@ -100,10 +100,10 @@ class Scan:
 
 
 @lru_cache(maxsize=1024)
-def _global_names(code: types.CodeType) -> frozenset[str]:
+def global_names(code: types.CodeType) -> frozenset[str]:
     """The global names that a code object and those nested in it may read."""
     names = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL_READS}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
+            names |= global_names(constant)
     return frozenset(names)

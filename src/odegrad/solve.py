@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from odegrad.compiled import NotCompilable, Programs, prepare
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
@@ -25,7 +24,10 @@ from odegrad.solution import Solution, Status
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, AdaptiveStepSize, StepSize
 from odegrad.substitute import substituted
-from odegrad.sweeps import Monitor, Run, StepInfo, compiled, forward
+from odegrad.sweeps import Monitor, Run, StepInfo, forward
+
+if TYPE_CHECKING:
+    from odegrad.compiled import Programs
 
 __all__ = ["solve"]
 
@@ -132,6 +134,8 @@ def solve(
         if needed or transformed:
             ys = gradient.solve(run, y, p, times_tensor)
         elif programs is not None:
+            from odegrad.sweeps import compiled
+
             ys, _ = compiled.forward(run, programs, y, p)
         else:
             with torch.no_grad():
@@ -149,6 +153,8 @@ def solve(
         )
 
     if compile:
+        from odegrad.compiled import NotCompilable, prepare  # what they import takes its time
+
         try:
             prepared = prepare(f, running, structure, leaves, args, times[0], scheme, stepsize)
             return finish(prepared.field, prepared.field.arguments, prepared.programs)

@@ -12,12 +12,13 @@ reported by `NotCompilable` with Dynamo's reason.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from odegrad.state import Leaves, Structure
 
 __all__ = ["CapturedFunction", "FieldGraph", "capture_function"]
 
-_MOST_VARIANTS = 64
+_MOST_VARIANTS = 32
 """How many graphs of one function are kept: one per shape, dtype and Python value that it reads."""
 
 
@@ -72,14 +73,49 @@ class CapturedFunction:
             # The graph was seen with gradients enabled, and a derivative inside it relies on that.
             with torch.enable_grad():
                 leaves = [x.detach() for x in self.graph.module(*(x.detach() for x in given))]
-        return leaves[0] if self.structure is None else self.structure.unflatten(leaves)
+        # Behind the results are tensors that f stores somewhere.
+        if self.structure is None:
+            return leaves[0]
+        return self.structure.unflatten(leaves[: self.structure.n_leaves])
 
 
+@dataclass
 class _Seen:
-    """The graph and tensors of the capturing call that runs now."""
+    """The graph and tensors of the capturing call that runs now, and how many results f has."""
 
+    n_results: int
     graph: FieldGraph | None = None
     inputs: Sequence[Any] = ()
+
+
+@dataclass
+class _Entry:
+    """The capturing caller of some f."""
+
+    call: Callable[..., Any]
+    warm: bool = False
+
+    @contextlib.contextmanager
+    def quietly(self) -> Generator[None]:
+        """Hides the warnings of a first capture.
+
+        Dynamo looks at .grad of every tensor and tells of exceptions that it observes. What f itself
+        warns of, it says when it is called plainly. Later captures are rare, and hiding warnings costs
+        Python its memory of those that were shown.
+        """
+        if self.warm:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+
+def _hooks_are_guarded() -> contextlib.AbstractContextManager[Any]:
+    """So that hooks which are registered on modules later are seen."""
+    import torch._dynamo as dynamo
+
+    return dynamo.config.patch(skip_nnmodule_hook_guards=False)  # pyright: ignore
 
 
 def capture_function(
@@ -108,14 +144,13 @@ def capture_function(
     """
     t, y = t.detach(), tuple(leaf.detach().requires_grad_() for leaf in y)
     known: list[Any] = [t, *y]
-    seen = _Seen()
+    seen = _Seen(1 if scalar else state.n_leaves)
     token = _now.set(seen)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            # Dynamo looks at .grad of every tensor and tells of exceptions that it observes. What f
-            # itself warns of, it says when it is called plainly.
-            warnings.simplefilter("ignore")
-            _entry(f)(f, t, state.unflatten(y), args)
+        entry = _entry(f)
+        with torch.enable_grad(), entry.quietly(), _hooks_are_guarded():
+            entry.call(f, t, state.unflatten(y), args)
+        entry.warm = True
     except NotCompilable:
         raise
     except Exception as error:
@@ -125,7 +160,10 @@ def capture_function(
     finally:
         _now.reset(token)
     if seen.graph is None:
-        raise NotCompilable("f computes nothing from tensors that could be compiled")
+        raise NotCompilable(
+            "f computes nothing from tensors, or torch.compile is switched off (by a stance such as "
+            "force_eager, or TORCHDYNAMO_DISABLE)"
+        )
     roles: list[int] = []
     for x in seen.inputs:
         if not isinstance(x, Tensor):
@@ -151,7 +189,10 @@ def _backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     def note(*inputs: Any) -> Any:
         seen = _now.get()
         seen.graph, seen.inputs = graph, inputs
-        return results
+        if len(results) == seen.n_results:
+            return results
+        with torch.no_grad():  # f stores tensors somewhere: what a user may look at has to be real
+            return module(*inputs)
 
     return note
 
@@ -161,10 +202,10 @@ def _call(f: Callable[..., Any], t: Tensor, y: Any, args: tuple[Any, ...]) -> tu
     return tuple(x.clone() for x in torch.utils._pytree.tree_leaves(f(t, y, *args)))  # pyright: ignore
 
 
-_entries: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
+_entries: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()
 
 
-def _entry(f: Callable[..., Any]) -> Callable[..., Any]:
+def _entry(f: Callable[..., Any]) -> _Entry:
     """The capturing caller of f, with its cache of graphs; it lives as long as f's module or code."""
     owner = _owner(f)
     found = _entries.get(owner)
@@ -176,8 +217,8 @@ def _entry(f: Callable[..., Any]) -> Callable[..., Any]:
         options: Any = {"recompile_limit": _MOST_VARIANTS, "isolate_recompiles": True}
         # Dynamo keeps a limited number of graphs for each code object: this f gets one of its own.
         call = types.FunctionType(_call.__code__.replace(), _call.__globals__, _call.__name__)
-        found = torch.compile(call, backend=_backend, fullgraph=True, dynamic=False, **options)
-        _entries[owner] = found
+        compiled = torch.compile(call, backend=_backend, fullgraph=True, dynamic=False, **options)
+        _entries[owner] = found = _Entry(compiled)
     return found
 
 

@@ -17,7 +17,6 @@ wrapper would run Dynamo once more at every trace.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sysconfig
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -50,6 +49,7 @@ __all__ = [
     "build",
     "compile_graph",
     "compiler_obstacle",
+    "current_backend",
     "using_backend",
 ]
 
@@ -280,9 +280,10 @@ def _inductor(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., 
     return program
 
 
-@functools.cache
 def compiler_obstacle() -> str | None:
-    """Why nothing can be compiled for the CPU on this machine, or None."""
+    """Why nothing can be compiled for the CPU on this machine, or None, which is remembered."""
+    if _found:
+        return None
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -291,4 +292,8 @@ def compiler_obstacle() -> str | None:
         return "no C++ compiler was found; install g++ or clang, or set CXX"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "Python's headers (Python.h) are missing; install python3-dev or its like"
+    _found.append("a compiler and headers")
     return None
+
+
+_found: list[str] = []

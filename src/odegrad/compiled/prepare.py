@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 from odegrad.capture import unread
-from odegrad.compiled.capture import capture_function
+from odegrad.compiled.capture import CapturedFunction, capture_function
 from odegrad.compiled.loop import compiler_obstacle, current_backend
 from odegrad.compiled.programs import Programs
-from odegrad.compiled.tracing import NotCompilable
+from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField
+from odegrad.scan import global_names
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, Structure, widest_real_dtype
 from odegrad.stepsize import PID, FixedStepSize, StepSize
@@ -60,6 +63,19 @@ def prepare(
             compiler.
     """
     _check_surroundings(stepsize, y)
+    with LOCK:
+        return _prepare(f, running, state, y, args, t, scheme)
+
+
+def _prepare(
+    f: Callable[..., Any],
+    running: Callable[..., Any] | None,
+    state: Structure,
+    y: Leaves,
+    args: tuple[Any, ...],
+    t: float,
+    scheme: Scheme,
+) -> Prepared:
     time = torch.full((), t, dtype=widest_real_dtype(y), device=y[0].device)
     p: list[Tensor] = []
     graph_f = capture_function(f, time, y, state, args, p, scalar=False)
@@ -79,6 +95,7 @@ def prepare(
     key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend())
     programs = graph_f.graph.programs.get(key)
     if programs is None:
+        _trace_once(graph_f, time, y, p)
         cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p[:read])), t, y)
         programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p[:read]))
         graph_f.graph.programs[key] = programs
@@ -91,14 +108,43 @@ def _check_surroundings(stepsize: StepSize, y: Leaves) -> None:
     obstacle = compiler_obstacle() if current_backend() in ("inductor", "steps") else None
     if obstacle is not None and y[0].device.type == "cpu":
         raise NotCompilable(obstacle)
-    if not isinstance(stepsize, (PID, FixedStepSize)):
+    if not isinstance(stepsize, FixedStepSize) and type(stepsize) is not PID:
+        name = type(stepsize).__name__
+        raise NotCompilable(f"{name} is not PID itself, whose decisions can be compiled")
+    if isinstance(stepsize, PID) and not _is_closed(stepsize.norm):
         raise NotCompilable(
-            f"{type(stepsize).__name__} is not PID, whose decisions can be compiled"
+            "the norm of PID reads values from outside; write it as a function of its argument alone"
         )
     if torch._C._functorch.get_interpreter_stack():  # pyright: ignore
         raise NotCompilable("it runs under a transform of torch.func")
-    if torch.overrides._get_current_function_mode_stack():  # pyright: ignore
+    modes = torch.overrides._get_current_function_mode_stack()  # pyright: ignore
+    if any(isinstance(mode, DeviceContext) for mode in modes):
+        raise NotCompilable("torch.set_default_device, or a device used as a context, is on")
+    if modes:
         raise NotCompilable("it runs inside another solve, or under a TorchFunctionMode")
+
+
+def _is_closed(norm: Callable[..., Any] | None) -> bool:
+    """Whether a norm depends on nothing but its argument: then its code tells it from others."""
+    if norm is None:
+        return True
+    if not isinstance(norm, types.FunctionType):
+        return False
+    if norm.__closure__ or norm.__defaults__ or norm.__kwdefaults__:
+        return False
+    read = (norm.__globals__.get(name) for name in global_names(norm.__code__))
+    return all(x is None or _is_library(x) for x in read)  # None: a builtin, or an attribute's name
+
+
+def _is_library(x: object) -> bool:
+    name = x.__name__ if isinstance(x, types.ModuleType) else ""
+    return name.partition(".")[0] in ("torch", "math")
+
+
+def _trace_once(f: CapturedFunction, t: Tensor, y: Leaves, p: list[Tensor]) -> None:
+    """Refuses a graph that is not pure, before any call of f could change something."""
+    given = [t, *y, *p]
+    Fakes().trace(f.graph.module, [given[role] for role in f.roles])
 
 
 def _check(plain: VectorField, pure: VectorField, t: float, y: Leaves) -> Leaves:

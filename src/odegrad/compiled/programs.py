@@ -7,7 +7,6 @@ most `Programs.rows` steps; Python hands it buffers with one row per step.
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor
 
 from odegrad.compiled.controller import CONSTANTS, March, attempt
-from odegrad.compiled.loop import Loop, Sizes, build
+from odegrad.compiled.loop import Backend, Loop, Sizes, build, current_backend, using_backend
 from odegrad.compiled.pullback import Pullback, trace_pullback
-from odegrad.compiled.tracing import Fakes
+from odegrad.compiled.tracing import LOCK, Fakes
 from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
@@ -57,13 +56,6 @@ def _kept(pull: Pullback | None) -> int | None:
     return id(pull) if pull is not None and pull.kept else None
 
 
-def _same_norm(norm: Norm | None) -> object:
-    """What tells norms apart: of functions that capture nothing the code, however often they are made."""
-    if isinstance(norm, types.FunctionType) and not (norm.__closure__ or norm.__defaults__):
-        return norm.__code__
-    return norm
-
-
 class Programs:
     """Programs for one vector field, scheme, and shape of state.
 
@@ -90,6 +82,7 @@ class Programs:
         p: Leaves,
     ) -> None:
         self.scheme = scheme
+        self._backend: Backend = current_backend()
         self._fakes = Fakes()
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
         self.n_read = len(p)
@@ -104,7 +97,7 @@ class Programs:
         self.step_evaluations = 0
 
     def _trace_init(self) -> list[Tensor]:
-        with self._fakes.mode, torch.no_grad():
+        with self._fakes.mode, torch.no_grad(), self._autocast():
             carry = self.scheme.init(self._field, self._time, tuple(self._y), tuple(self._p))
         return self._fakes.like(carry)
 
@@ -170,7 +163,8 @@ class Programs:
         (*march, *y, *carry | | *y, *carry, *kept, fraction, segment rows | times, constants, limit,
         segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
         """
-        key = ("adaptive", _same_norm(norm), n_times, _kept(pull))
+        # A norm depends on nothing but its argument, and is known by its code.
+        key = ("adaptive", getattr(norm, "__code__", None), n_times, _kept(pull))
         return self._make(key, lambda: self._adaptive(norm, n_times, pull))
 
     def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:
@@ -267,10 +261,16 @@ class Programs:
     # How they are made.
 
     def _make(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            with self.announce():
-                self._made[key] = make()
-        return self._made[key]
+        with LOCK:
+            if key not in self._made:
+                with self.announce(), using_backend(self._backend), self._autocast():
+                    self._made[key] = make()
+            return self._made[key]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """The autocast state in which f was captured, whatever it is now."""
+        kind, dtype, enabled = self._field.autocast
+        return torch.autocast(kind, dtype, enabled)
 
     def _tell(self, message: str) -> None:
         """Warns, once, that something is not compiled."""

@@ -6,6 +6,7 @@ that stay: a call copies its tensors into them, replays, and copies the results 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -59,10 +60,15 @@ class Recorded:
         self._iterate, self._goes_on, self._record = iterate, goes_on, record
         self._n, self._n_buffers = n_carried, n_buffers
         self._static: Leaves = ()
+        self._lock = threading.Lock()  # the buffers serve one call at a time
         self._replay: Callable[[], object] | None = None
 
     def __call__(self, *given: Tensor, count: int | None = None) -> Leaves:
         """Turns the loop, `count` times if that is known: then nothing waits for the device."""
+        with self._lock:
+            return self._turn(given, count)
+
+    def _turn(self, given: Leaves, count: int | None) -> Leaves:
         if self._replay is None:
             self._static = tuple(torch.zeros_like(x) for x in given)
             self._replay = self._record(self._once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = [
+    "LOCK",
     "Fakes",
     "NotCompilable",
     "depends_on",
@@ -26,6 +28,9 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+
+LOCK = threading.RLock()
+"""Held while anything is captured, traced or compiled: torch does these in one thread at a time."""
 
 
 class NotCompilable(Exception):
@@ -58,23 +63,33 @@ class Fakes:
         """The ATen graph of a function of tensors that returns a flat sequence of tensors.
 
         Raises:
-            NotCompilable: If an operation in it depends on values.
+            NotCompilable: If an operation in it depends on values, or changes an input in place.
         """
         examples = self.like(examples)  # one tensor in two places would become one input
         try:
             with self.mode, torch.no_grad():
                 module = make_fx(function, decomposition_table=rewrites)(*examples)
+                if _changes_something(module.graph):
+                    pure = torch.func.functionalize(module, remove="mutations")  # pyright: ignore
+                    module = make_fx(pure)(*examples)
         except Exception as error:
             name = type(error).__name__
             raise NotCompilable(f"a step is not one graph ({name}: {first_line(error)})") from error
-        for node in inputs(module):
-            node.type = (
-                None  # an annotation as a string, which torch's cache of programs stumbles over
+        if _changes_something(module.graph):
+            raise NotCompilable(
+                "f changes a tensor that it reads (as batch normalization in train mode does)"
             )
+        for node in inputs(module):  # torch's cache of programs stumbles over string annotations
+            node.type = None
         _merge_equal(module.graph)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+
+def _changes_something(graph: Graph) -> bool:
+    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _merge_equal(graph: Graph) -> None:
@@ -87,11 +102,7 @@ def _merge_equal(graph: Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             continue
         schema = getattr(node.target, "_schema", None)
-        if (
-            schema is None
-            or schema.is_mutable
-            or torch.Tag.nondeterministic_seeded in node.target.tags
-        ):
+        if schema is None or torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
         key = (node.target, *map(_hashable, (node.args, tuple(node.kwargs.items()))))
         equal = met.setdefault(key, node)

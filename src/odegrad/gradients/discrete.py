@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from odegrad.checkpoints import Checkpoints, Keep, StoreAll
-from odegrad.compiled import Blocks, Programs
 from odegrad.errors import InvalidTypeError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
 from odegrad.gradients.node import Rule, apply, graph_is_retained
 from odegrad.grid import Clock, stack_times
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.sweeps import Graphs, Run, Slab, backward, compiled, forward, pull
+from odegrad.sweeps import Graphs, Run, Slab, backward, forward, pull
 from odegrad.sweeps.forward import replay
+
+if TYPE_CHECKING:
+    from odegrad.compiled import Blocks, Programs
 
 __all__ = ["Discrete"]
 
@@ -99,6 +102,8 @@ def _compiled(
     run: Run, programs: Programs, checkpoints: Checkpoints, n_y: int, p: Leaves, ts: Tensor
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
+    from odegrad.sweeps import compiled  # what it imports takes its time
+
     stored: list[Blocks] = []  # places only
     keeps = checkpoints.keep is Keep.GRAPH
     # If the step has no transpose that is one graph, that has to come out now.

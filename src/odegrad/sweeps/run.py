@@ -7,9 +7,8 @@ import importlib.util
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from odegrad.compiled import Programs
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
 from odegrad.grid import Grid
@@ -17,6 +16,9 @@ from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves
 from odegrad.stepsize import StepSize
+
+if TYPE_CHECKING:
+    from odegrad.compiled import Programs
 
 __all__ = ["Monitor", "Run", "Stats", "StepInfo"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["Meter"]
@@ -74,5 +75,7 @@ def _saved(node: Any) -> list[Tensor]:
 
 
 def _storage(x: Tensor) -> tuple[int, int]:
+    if x.layout is not torch.strided:
+        return id(x), 0  # sparse and others: not counted
     storage = x.untyped_storage()
     return storage.data_ptr(), storage.nbytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -180,7 +182,8 @@ class _Backward:
         n_y, run = len(self.y0), self.run
         if self.grads[n_y:] and run.accepted_grid.n_steps:
             carry = self.grads[n_y:]
-            found = run.scheme.init_vjp(run.field, self.times[0], self.y0, self.p, carry)
+            start = partial(run.scheme.init_vjp, run.field, self.times[0], self.y0, self.p, carry)
+            found = run.field.bound(self.p, start)
             self.grads = tuple(a + b for a, b in zip(self.grads, found.y, strict=False))
             for i, g in enumerate(found.p):
                 if g is not None:

@@ -78,10 +78,11 @@ class _Forward:
         elif len(run.times) < 2:
             run.grid = Grid(())
         if len(run.times) > 1:
-            carry = run.scheme.init(run.field, run.times[0], y, p)
+            start = partial(run.scheme.init, run.field, run.times[0], y, p)
+            carry = run.field.bound(p, start)
         self.state = (*(x.clone() for x in plain(y)), *plain(carry))
         if self.control is not None:
-            h = first_size(run, self.control, y, p)
+            h = run.field.bound(p, partial(first_size, run, self.control, y, p))
             self.march = March.start(number(h, self.device))
             self.vector = constants(self.control, self.device)
             self.fractions, self.segments = [0.0], list[Segment]()
