@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import results
 from benchmarks.tables import aligned, number
 from odegrad.bench import time_in_turn
-from odegrad.compiled.loop import compile_graph
+from odegrad.compiled.inductor import compile_graph
 from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import Fakes
 

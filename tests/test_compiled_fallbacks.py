@@ -17,7 +17,8 @@ import odegrad
 from cases import GRAPHS, TIMES, leaf, loss, mlp, relative, structured
 from compiling import close, forget_graphs, leaves, warnings_of
 from odegrad import Discrete, Every, Steps, Tape, errors
-from odegrad.compiled import loop, using_backend
+from odegrad.compiled import inductor as inductor_module
+from odegrad.compiled import using_backend
 from odegrad.compiled.tracing import NotCompilable
 from odegrad.stepsize import AdaptiveStepSize, Decision, History
 
@@ -32,7 +33,7 @@ def interpreted() -> Iterator[None]:
 def inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Programs for Inductor, which starts by looking for a compiler."""
     forget_graphs(monkeypatch)
-    monkeypatch.setattr(loop, "_found", list[str]())
+    monkeypatch.setattr(inductor_module, "_found", list[str]())
     with using_backend("inductor"):
         yield
 
@@ -181,7 +182,7 @@ def test_nothing_can_be_compiled(
     def failing(*given: Any) -> Any:
         raise NotCompilable("planted")
 
-    monkeypatch.setattr(loop, "_inductor", failing)
+    monkeypatch.setattr(inductor_module, "inductor_program", failing)
     net, y0, results = mlp(), leaf(4, 3), []
     for compiled, messages in ((True, 1), (True, 0), (False, 0)):
 

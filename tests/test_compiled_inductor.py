@@ -16,12 +16,12 @@ import odegrad
 from cases import GRAPHS, TIMES, leaf, loss, relative
 from compiling import close, forget_graphs, warnings_of
 from odegrad import Discrete, Every, Steps, Tape
-from odegrad.compiled import loop, using_backend
+from odegrad.compiled import inductor, loop, using_backend
 from odegrad.compiled.tracing import NotCompilable
 
 pytestmark = [
     pytest.mark.skipif(
-        loop.compiler_obstacle() is not None, reason="nothing can be compiled on this machine"
+        inductor.compiler_obstacle() is not None, reason="nothing can be compiled on this machine"
     ),
     # Inductor imports parts of torch.jit when it is first used.
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -51,13 +51,13 @@ def field() -> Field:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one whenever Inductor is called."""
     seen: list[Any] = []
-    honest = loop._inductor
+    honest = inductor.inductor_program
 
     def spy(module: Any, examples: Any) -> Any:
         seen.append(module)
         return honest(module, examples)
 
-    monkeypatch.setattr(loop, "_inductor", spy)
+    monkeypatch.setattr(inductor, "inductor_program", spy)
     return seen
 
 

@@ -3,10 +3,11 @@
 from odegrad.compiled.blocks import Blocks
 from odegrad.compiled.clock import Ticks
 from odegrad.compiled.controller import March, constants
-from odegrad.compiled.loop import using_backend
+from odegrad.compiled.deferred import Rows
+from odegrad.compiled.inductor import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import Programs, Transposed
-from odegrad.compiled.pullback import Pullback, Rows
+from odegrad.compiled.pullback import Pullback
 from odegrad.compiled.tracing import NotCompilable
 
 __all__ = [

@@ -16,25 +16,20 @@ wrapper would run Dynamo once more at every trace.
 
 from __future__ import annotations
 
-import contextlib
-import sysconfig
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from odegrad.compiled import inductor
 from odegrad.compiled.recorded import Record, Recorded, cuda_graph
 from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import (
     Fakes,
     NotCompilable,
-    first_line,
     hoist,
     inputs,
     narrowed,
@@ -42,38 +37,7 @@ from odegrad.compiled.tracing import (
 )
 from odegrad.state import Leaves
 
-__all__ = [
-    "Backend",
-    "Loop",
-    "Sizes",
-    "build",
-    "compile_graph",
-    "compiler_obstacle",
-    "current_backend",
-    "using_backend",
-]
-
-Backend: TypeAlias = Literal["inductor", "steps", "interpreter", "recorded"]
-"""How programs run: compiled with their loops, compiled step by step, as the graphs they are, or as those
-on buffers that stay in place, as on CUDA.
-"""
-
-_backend: ContextVar[Backend] = ContextVar("backend", default="inductor")
-
-
-@contextlib.contextmanager
-def using_backend(backend: Backend) -> Generator[None]:
-    """Within it, programs are made for another backend (the tests compare them)."""
-    token = _backend.set(backend)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
-
-
-def current_backend() -> Backend:
-    """The backend for which programs are made now."""
-    return _backend.get()
+__all__ = ["Loop", "Sizes", "build"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +95,7 @@ def build(
     examples = [*examples[: n + r + w], *(stable[i] for i in used)]
     for node, x in zip(inputs(inner), [*carried, *rows, *examples[n + r + w :]], strict=True):
         node.meta["val"] = x  # what is hoisted was a view with strides of its own
-    loop, backend = None, current_backend()
+    loop, backend = None, inductor.current_backend()
     if backend == "inductor" and carried[0].device.type == "cpu":
         try:
             loop = _one_program(fakes, inner, goes_on, sizes, examples)
@@ -191,7 +155,7 @@ def _one_program(
             mutated_arg_indices=",".join(str(i) for i in range(n + r, n + r + w)),
         )
 
-    program = _inductor(fakes.trace(whole, examples), examples)
+    program = inductor.inductor_program(fakes.trace(whole, examples), examples)
 
     def run(*given: Tensor, count: int | None = None) -> Leaves:
         del count  # the program knows when to stop
@@ -215,7 +179,9 @@ class _Turned:
         self._sizes, self._more, self._n_asked = sizes, goes_on, len(inputs(goes_on))
         n, r, w = sizes.carried, sizes.reads, sizes.writes
         rows = [fakes.empty(x.shape[1:], x.dtype, x.device) for x in examples[n : n + r]]
-        self._inner = compile_graph(inner, [*examples[:n], *rows, *examples[n + r + w :]], tell)
+        self._inner = inductor.compile_graph(
+            inner, [*examples[:n], *rows, *examples[n + r + w :]], tell
+        )
 
     def __call__(self, *given: Tensor, count: int | None = None) -> Leaves:
         state, rest = given[: self._sizes.carried], given[self._sizes.carried :]
@@ -241,59 +207,3 @@ class _Turned:
         """Whether there is another iteration."""
         n, r, w = self._sizes.carried, self._sizes.reads, self._sizes.writes
         return self._more(*given[:n], *given[n + r + w : r + w + self._n_asked])[0]
-
-
-def compile_graph(
-    module: GraphModule, examples: Sequence[Tensor], tell: Callable[[str], object]
-) -> Callable[..., Any]:
-    """A graph as a fast callable for tensors like `examples`; itself if it cannot be compiled.
-
-    Arguments:
-        module: The graph.
-        examples: Stand-ins for its inputs.
-        tell: Is told why it cannot.
-    """
-    if current_backend() in ("interpreter", "recorded"):
-        return module
-    try:
-        return _inductor(module, examples)
-    except NotCompilable as reason:
-        tell(f"a step cannot be compiled: {reason}")
-        return module
-
-
-def _inductor(module: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    import torch._inductor as inductor
-    from torch._inductor import exc
-
-    options: dict[str, Any] = {}
-    if all(x.device.type == "cpu" for x in examples):
-        options["cpp_wrapper"] = True  # no Python between the kernels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside torch, even where they are errors
-            program: Any = inductor.compile(module, list(examples), options=options)
-    except exc.CppCompileError as error:
-        raise NotCompilable("the C++ compiler failed; see the error above this one") from error
-    except Exception as error:
-        raise NotCompilable(f"Inductor failed: {first_line(error)}") from error
-    return program
-
-
-def compiler_obstacle() -> str | None:
-    """Why nothing can be compiled for the CPU on this machine, or None, which is remembered."""
-    if _found:
-        return None
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return "no C++ compiler was found; install g++ or clang, or set CXX"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        return "Python's headers (Python.h) are missing; install python3-dev or its like"
-    _found.append("a compiler and headers")
-    return None
-
-
-_found: list[str] = []

@@ -13,7 +13,7 @@ from torch.utils._device import DeviceContext
 
 from odegrad.capture import unread
 from odegrad.compiled.capture import CapturedFunction, capture_function
-from odegrad.compiled.loop import compiler_obstacle, current_backend
+from odegrad.compiled.inductor import compiler_obstacle, current_backend
 from odegrad.compiled.programs import Programs
 from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField

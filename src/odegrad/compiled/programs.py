@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from odegrad.compiled.controller import CONSTANTS, March, attempt
-from odegrad.compiled.loop import Backend, Loop, Sizes, build, current_backend, using_backend
+from odegrad.compiled.inductor import Backend, current_backend, using_backend
+from odegrad.compiled.loop import Loop, Sizes, build
 from odegrad.compiled.pullback import Pullback, trace_pullback
 from odegrad.compiled.tracing import LOCK, Fakes
 from odegrad.errors import OdegradWarning
