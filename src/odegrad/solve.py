@@ -68,11 +68,16 @@ def solve(
         gradient: `Discrete` (exact, little memory), `Tape` (exact, the memory of
             backpropagation) or `Backsolve` (the traditional adjoint).
         compile: Whether to run both sweeps as compiled loops over chunks of steps: the same numbers up
-            to rounding, with less overhead per step. The first solve with a given f, scheme and shape
-            takes seconds for the compiler (g++ or clang, and Python's headers); later ones find its
-            result. f has to be one graph for `torch.compile`, without branches on values, random
-            numbers and changes in place; else a warning says why and the solve runs as without
-            `compile`. What f does besides (counting calls, printing) happens once per solve.
+            to rounding, with much less overhead per step (float32 error estimates differ in the last
+            digits, so that adaptive steps may, too). The first solve and the first gradient with a
+            given f, scheme, shape and dtype take the compiler (g++ or clang, and Python's headers)
+            seconds to a minute, which `progress` shows; later ones find its result, also in another
+            process, through torch's cache on disk. f has to be one graph for `torch.compile`, without
+            branches on values, random numbers, or changes to tensors that it reads; else a warning
+            says why and the solve runs as without `compile`. Of what f does besides, printing happens
+            once per capture; a Python number that f changes makes every solve compile anew. With
+            ``Discrete(StoreAll(keep=Keep.GRAPH))`` the forward sweep keeps what the transposes need:
+            the fastest way, in about the memory of backpropagation.
         running: ℓ(t, y, *args), one real tensor: a running cost, integrated by the scheme's own
             quadrature and returned as `Solution.running`. It does not influence the steps.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
