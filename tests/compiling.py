@@ -40,7 +40,7 @@ def gradients(
 
 def forget_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every f is captured anew."""
-    monkeypatch.setattr("odegrad.compiled.capture._entries", weakref.WeakKeyDictionary())
+    monkeypatch.setattr("odegrad.compiled.dynamo._entries", weakref.WeakKeyDictionary())
 
 
 def in_chunks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
