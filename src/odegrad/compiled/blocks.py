@@ -19,12 +19,14 @@ class Blocks:
         self._blocks: list[Leaves | None] = []
         self._places: dict[int, tuple[int, int]] = {}
         self._count: list[int] = []
+        self._written: list[int] = []
 
     def put(self, numbers: Sequence[int], rows: Leaves) -> None:
         """Keeps states; row r of each buffer belongs to state numbers[r]."""
         k = len(self._blocks)
         self._blocks.append(rows)
         self._count.append(len(numbers))
+        self._written.append(len(numbers))
         self._places |= {n: (k, r) for r, n in enumerate(numbers)}
 
     def __contains__(self, n: int) -> bool:
@@ -67,12 +69,13 @@ class Blocks:
     def with_tensors(self, tensors: Sequence[Tensor]) -> Blocks:
         """The same places, whose data `tensors` hold as this one's `tensors` did."""
         other, left = Blocks(), iter(tensors)
-        width = len(self._widths())
+        width = len(self._any_block())
         other._blocks = [
             None if block is None else tuple(next(left) for _ in range(width))
             for block in self._blocks
         ]
         other._places, other._count = dict(self._places), list(self._count)
+        other._written = list(self._written)
         return other
 
     def forget_data(self) -> None:
@@ -83,10 +86,11 @@ class Blocks:
 
     @property
     def nbytes(self) -> int:
-        """The bytes held."""
-        return nbytes(self.tensors())
+        """The bytes held, without rows that were never written."""
+        pairs = zip(self._blocks, self._written, strict=True)
+        return sum(n * nbytes(x) // max(1, len(x[0])) for x, n in pairs if x is not None)
 
-    def _widths(self) -> Leaves:
+    def _any_block(self) -> Leaves:
         return next((b for b in self._blocks if b is not None), ())
 
     def _block(self, k: int) -> Leaves:

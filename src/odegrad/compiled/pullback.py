@@ -136,14 +136,22 @@ def _stands(nodes: Sequence[Node]) -> Leaves:
 
 
 def _residuals(needed: Iterable[Node]) -> list[Node]:
-    """What to keep so that `needed` can be had: not views, but what they are views of."""
+    """What to keep so that `needed` can be had: not views, nor what costs less than reading it."""
     found: dict[Node, None] = {}
     for node in needed:
         while node.op == "call_function" and node.target in _VIEWS:
             node = node.all_input_nodes[0]
         if node.op == "call_function":
             found[node] = None
-    return list(found)
+    return [node for node in found if not _is_cheap(node, found)]
+
+
+def _is_cheap(node: Node, kept: Mapping[Node, None]) -> bool:
+    """Whether a value takes a few elementwise operations on what is there anyway."""
+    if node.target not in _ELEMENTWISE and node.target not in _VIEWS:
+        return False
+    sources = [x for x in node.all_input_nodes if x.op == "call_function"]
+    return all((x in kept and x.target not in _ELEMENTWISE) or _is_cheap(x, kept) for x in sources)
 
 
 def _summed(module: GraphModule, rest: Mapping[int, Sequence[Node]]) -> dict[int, Node]:
@@ -163,6 +171,12 @@ _VIEWS = (
     *(aten.t.default, aten.transpose.int, aten.permute.default),
     *(aten.view.default, aten._unsafe_view.default, aten.expand.default),
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default),
+)
+_ELEMENTWISE = (
+    *(aten._to_copy.default, aten.neg.default, aten.abs.default, aten.zeros_like.default),
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.rsub.Scalar, aten.ones_like.default),
+    *(aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.where.self, aten.clamp.default),
+    *(aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.eq.Scalar),
 )
 
 

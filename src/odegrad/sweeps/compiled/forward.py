@@ -108,7 +108,7 @@ class _Forward:
                 scratch = rows
                 continue
             numbers = [i for i in range(first, self.n) if (i - start) % every == 0]
-            if len(numbers) == self.size:
+            if len(numbers) == n:  # rows that were not written take no memory where it is virtual
                 self.blocks.put(numbers, rows)
                 scratch = None
             else:
