@@ -233,3 +233,18 @@ def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
         sol = odegrad.solve(problem.f, problem.y0, TS, stepsize=Steps(4), gradient=GRAPHS)
     assert sol.stats.kept_bytes == 0
     assert not sol.ys.requires_grad
+
+
+def test_deep_networks_and_long_solves_do_not_overflow_the_stack() -> None:
+    """torch frees long graphs by recursion if Python has walked them."""
+    layers = [torch.nn.Linear(2, 2, dtype=torch.float64) for _ in range(160)]
+    net = torch.nn.Sequential(*(m for layer in layers for m in (layer, torch.nn.Tanh())))
+    y0 = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    deep = {"scheme": odegrad.RK4(), "stepsize": odegrad.Steps(33)}
+    graph = odegrad.Discrete(odegrad.StoreAll(keep=odegrad.Keep.GRAPH))
+    sol = odegrad.solve(lambda t, y: net(y), y0, [0.0, 1.0], gradient=graph, **deep)
+    sol.ys.sum().backward()
+    long = {"scheme": odegrad.RK4(), "stepsize": odegrad.Steps(1500)}
+    sol = odegrad.solve(lambda t, y: layers[0](y).tanh(), y0, [0.0, 1.0], **long)
+    (g,) = torch.autograd.grad(sol.ys.square().sum(), y0, create_graph=True)
+    torch.autograd.grad(g.square().sum(), y0)

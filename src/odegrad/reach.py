@@ -8,11 +8,16 @@ from torch import Tensor
 
 from odegrad.errors import UnreachableTensorError
 
-__all__ = ["check_reachable"]
+__all__ = ["MOST_NODES", "check_reachable"]
+
+MOST_NODES = 10_000
+"""How far to walk. If Python has met a chain of some 20 000 nodes of a graph, torch 2.13 overflows the stack
+when it frees that graph.
+"""
 
 
 def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Walks the graph of `outputs` to its leaves.
+    """Walks the graph of `outputs` to its leaves, or as far as `MOST_NODES` reach.
 
     Raises:
         UnreachableTensorError: If a leaf is not one of `inputs`: its gradient would be lost.
@@ -29,6 +34,8 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
             if other is not None and other not in seen:
                 seen.add(other)
                 nodes.append(other)
+        if len(nodes) > MOST_NODES:
+            return
         if not following:  # where a gradient accumulates
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in allowed:

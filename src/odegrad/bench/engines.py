@@ -21,6 +21,10 @@ from odegrad.stepsize import StepSize
 __all__ = ["COMPILED", "COMPILED_GRAPH", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
 
 
+_MOST_WALKED = 1000
+"""Steps: torch overflows the stack when it frees a longer graph that Python has walked."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """`odegrad.solve` with a gradient mode.
@@ -75,9 +79,11 @@ class Engine:
         def count() -> Counts:
             sol = self.solve(workload, problem)
             leaves = sol.ys if isinstance(sol.ys, tuple) else (sol.ys,)
-            # What a node of its own keeps is counted by the solve, graphs inside it included.
-            kept = max(sol.stats.kept_bytes, kept_bytes(leaves, problem.inputs))
             s = sol.stats
+            kept = s.kept_bytes or None
+            if s.accepted <= _MOST_WALKED:
+                # What a node of its own keeps is counted by the solve, graphs inside it included.
+                kept = max(s.kept_bytes, kept_bytes(leaves, problem.inputs))
             return Counts(s.accepted, s.rejected, s.f_evaluations, kept)
 
         return Prepared(gradient, count)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odegrad.errors import GradientUnavailableError
-from odegrad.reach import check_reachable
+from odegrad.reach import MOST_NODES, check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.run import Run
@@ -97,7 +97,8 @@ class Graphs:
             stretch.landings.append((accepted.landing, step.y))
         self._n_steps += 1
         self._meter.measure(stretch.outputs)
-        if stretch.steps < _LENGTH:
+        # A stretch is walked by `check_reachable`, which has to see the whole of it.
+        if stretch.steps < min(_LENGTH, 2 * MOST_NODES // max(1, self._meter.nodes)):
             return step.y, step.carry
         last = stretch.landings[-1][0] if stretch.landings else stretch.first
         leaves = self.open(stretch.outputs, last)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odegrad.reach import MOST_NODES
+
 __all__ = ["Meter"]
 
 
@@ -20,12 +22,16 @@ class Meter:
 
     Arguments:
         p: The tensors that f reads.
+
+    Attributes:
+        nodes: How many nodes the graphs of the first two steps have, or the most that are walked.
     """
 
     def __init__(self, p: Sequence[Tensor]) -> None:
         self._seen: set[Any] = set()
         self._storages = {_storage(x)[0] for x in p}
         self._sizes: list[int] = []
+        self.nodes = 0
 
     def measure(self, outputs: Sequence[Tensor]) -> None:
         """Walks the graph of a step's `outputs` back to what was walked before, for two steps."""
@@ -37,6 +43,9 @@ class Meter:
             if node in self._seen:
                 continue
             self._seen.add(node)
+            self.nodes += 1
+            if self.nodes > MOST_NODES:
+                break
             nodes += [following for following, _ in node.next_functions if following is not None]
             for tensor in _saved(node):
                 key, held = _storage(tensor)
