@@ -11,8 +11,8 @@ from odegrad.errors import UnreachableTensorError
 __all__ = ["MOST_NODES", "check_reachable"]
 
 MOST_NODES = 10_000
-"""How far to walk. If Python has met a chain of some 20 000 nodes of a graph, torch 2.13 overflows the stack
-when it frees that graph.
+"""How far to walk. If Python has met a chain of some 20 000 nodes of a graph, torch 2.13 overflows the
+stack when it frees that graph.
 """
 
 
