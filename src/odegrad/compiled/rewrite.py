@@ -6,7 +6,7 @@ Three rewrites, each equal to the original up to rounding, applied while a step 
 * a matrix product with a very short dimension becomes a broadcast product and a sum, which fuse too;
 * tanh in float32 becomes a rational function, which vectorizes inside fused loops (`rational_tanh`).
 
-The products are rewritten where that was measured to pay (``python -m benchmarks products``).
+``python -m benchmarks products`` measures what that gains.
 """
 
 from __future__ import annotations
