@@ -505,3 +505,22 @@ def test_the_smallest_step_allowed_is_tried() -> None:
     )
     assert sol.stats.rejected == 1
     assert sol.grid.times([0.0, 1.0])[1] == pytest.approx(0.1)
+
+
+def test_a_module_may_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from odegrad.compiled import Programs, using_backend
+
+    net, y0 = torch.nn.Linear(2, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    made: list[object] = []
+    march = Programs.march
+    monkeypatch.setattr(Programs, "march", lambda self, *a: made.append(self) or march(self, *a))
+    results = []
+    for compiled in (True, False):
+        model = odegrad.NeuralODE(net, stepsize=odegrad.Steps(4), compile=compiled)
+        with using_backend("interpreter"):
+            ys = model(y0, [0.0, 1.0])
+            results.append([ys, *torch.autograd.grad(ys.square().sum(), net.parameters())])
+        assert ("compile=True" in repr(model)) is compiled
+        assert len(made) == 1
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -15,22 +15,9 @@ from torch import Tensor
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves
 from odegrad.stepsize import PID
-from odegrad.stepsize.pid import SMALLEST_RATIO, scaled_norm
+from odegrad.stepsize.pid import CONSTANTS, SMALLEST_RATIO, scaled_norm
 
-__all__ = ["CONSTANTS", "Attempt", "March", "attempt", "constants", "decide"]
-
-CONSTANTS = (
-    "rtol",
-    "atol",
-    "p",
-    "i",
-    "d",
-    "safety",
-    "factor_min",
-    "factor_max",
-    "dt_min",
-    "dt_max",
-)
+__all__ = ["Attempt", "March", "attempt", "constants", "decide"]
 
 
 def constants(control: PID, device: torch.device | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from odegrad.compiled.controller import CONSTANTS, March, attempt
+from odegrad.compiled.controller import March, attempt
 from odegrad.compiled.inductor import Backend, current_backend, using_backend
 from odegrad.compiled.loop import Loop, Sizes, build
 from odegrad.compiled.pullback import Pullback, trace_pullback
@@ -25,6 +25,7 @@ from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
 from odegrad.state import Leaves, nbytes
+from odegrad.stepsize.pid import CONSTANTS
 
 __all__ = ["Programs", "Transposed"]
 

@@ -32,6 +32,20 @@ from odegrad.stepsize.base import AdaptiveStepSize, Decision, History
 
 __all__ = ["PID", "starting_step"]
 
+CONSTANTS = (
+    "rtol",
+    "atol",
+    "p",
+    "i",
+    "d",
+    "safety",
+    "factor_min",
+    "factor_max",
+    "dt_min",
+    "dt_max",
+)
+"""The fields of `PID` that are always numbers."""
+
 SMALLEST_RATIO = 1e-10  # an error of exactly zero must not make the factor infinite
 
 
@@ -80,18 +94,7 @@ class PID:
     norm: Callable[[Leaves], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "rtol",
-            "atol",
-            "p",
-            "i",
-            "d",
-            "safety",
-            "factor_min",
-            "factor_max",
-            "dt_min",
-            "dt_max",
-        ):
+        for name in CONSTANTS:
             value = getattr(self, name)
             if not isinstance(value, (int, float, Tensor)):
                 raise InvalidTypeError(f"PID: {name} must be a number, received {value!r}")
