@@ -192,7 +192,8 @@ class VectorField:
         Arguments:
             t: A float, a 0-dim tensor or one time per sample.
             y: State leaves, then quadrature leaves (not read).
-            p: Captured tensors (which f reads by itself, see `bound`), then the tensors in `args`.
+            p: Captured tensors (which f reads by itself, see `bound`), then the tensors in `args`;
+                more may follow.
 
         Raises:
             FieldOutputError: If the result is not shaped like the state, or y was changed in place.
@@ -247,7 +248,8 @@ class VectorField:
     def _arguments(self, p: Leaves) -> Any:
         if not self._arg_leaves:
             return ()
-        tensors = iter(p[len(p) - len(self.arguments) :])
+        n = len(self._captures.items)
+        tensors = iter(p[n : n + len(self.arguments)])
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
         return self._args.unflatten(leaves)
 

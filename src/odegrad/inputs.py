@@ -20,7 +20,7 @@ from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, Structure
 from odegrad.stepsize import AdaptiveStepSize, FixedStepSize
 
-__all__ = ["check_choices", "check_result", "checked_state", "checked_times"]
+__all__ = ["check_choices", "check_loss", "check_result", "checked_state", "checked_times"]
 
 
 def check_choices(
@@ -143,3 +143,13 @@ def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
                 "large for stability, or the solution may blow up: take smaller steps, or adaptive "
                 "ones, which find the place. (check_finite=False returns such numbers.)"
             )
+
+
+def check_loss(loss: Tensor, times: tuple[float, ...]) -> None:
+    """Whether the loss that the sweeps evaluated is finite."""
+    if not bool(torch.isfinite(loss.detach())):
+        raise NonFiniteStateError(
+            f"the sum of loss_at over the {len(times)} times is {float(loss)}. The solution may blow up "
+            "(take smaller steps, or adaptive ones), or loss_at leaves its domain. "
+            "(check_finite=False returns such numbers.)"
+        )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from odegrad.state import nbytes
+
 __all__ = ["Snapshot"]
 
 
@@ -40,6 +42,11 @@ class Snapshot:
         accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         values = tuple(b.detach().clone() for b in buffers)
         return Snapshot(device, torch.get_rng_state(), accelerator, tuple(buffers), values)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes held."""
+        return nbytes((self.cpu, self.accelerator, *self.values))
 
     def restore(self) -> None:
         """Puts the state back."""

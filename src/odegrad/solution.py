@@ -25,12 +25,15 @@ class Solution:
     """The result of `odegrad.solve`.
 
     Attributes:
-        ys: The states at `ts`, shaped like y0 with leaves of shape [len(ts), *leaf.shape].
+        ys: The states at `ts`, shaped like y0 with leaves of shape [len(ts), *leaf.shape]; None with
+            `loss_at`, where they are never put together.
         ts: The times, shape [len(ts)].
         stats: What the solve did; the backward sweep adds its share when it runs.
         status: How it ended.
         grid: The accepted steps; ``stepsize=sol.grid`` replays them exactly.
-        running: ∫ ℓ dt from ts[0] to each time of `ts` if a running cost was given, else None.
+        running: ∫ ℓ dt from ts[0] to each time of `ts` if a running cost was given, else None. With
+            `loss_at`, that to ts[-1] alone.
+        loss: Σ_j loss_at(j, y(ts[j])), a 0-dim tensor, if `loss_at` was given, else None.
     """
 
     ys: Any
@@ -39,3 +42,4 @@ class Solution:
     status: Status
     grid: Grid
     running: Tensor | None = None
+    loss: Tensor | None = None

@@ -17,7 +17,14 @@ from odegrad.errors import (
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.base import forward_transform
-from odegrad.inputs import check_choices, check_result, checked_state, checked_times
+from odegrad.inputs import (
+    check_choices,
+    check_loss,
+    check_result,
+    checked_state,
+    checked_times,
+)
+from odegrad.labelloss import LabelLoss
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
@@ -43,6 +50,7 @@ def solve(
     gradient: Gradient = Discrete(),
     compile: bool = False,
     running: Callable[..., Any] | None = None,
+    loss_at: Callable[..., Any] | None = None,
     max_steps: int | None = None,
     check_finite: bool = True,
     progress: bool = False,
@@ -80,6 +88,10 @@ def solve(
             the fastest way, in about the memory of backpropagation.
         running: ℓ(t, y, *args), one real tensor: a running cost, integrated by the scheme's own
             quadrature and returned as `Solution.running`. It does not influence the steps.
+        loss_at: ℓ(j, y, *args), one real number: the loss at ts[j], for the state y there. It is
+            evaluated inside both sweeps, and `Solution.loss` is the sum over all j, so that memory does
+            not grow with the number of times: `Solution.ys` is None. What ℓ reads (a decoder, targets)
+            is differentiated like what f reads. Goes with `Discrete` and `Tape`.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         check_finite: Whether to refuse NaN and infinity in y0, and in ys on fixed grids.
         progress: Whether to show a bar for each sweep (needs tqdm).
@@ -120,6 +132,11 @@ def solve(
         raise InvalidTypeError(
             f"args must be a tuple, received {type(args).__name__}; write args=(x,)"
         )
+    if loss_at is not None and not isinstance(gradient, Discrete | Tape):
+        raise InvalidValueError(
+            f"loss_at goes with gradient=Discrete() or Tape(), received {gradient}; "
+            "compute the loss from the ys that are returned without it"
+        )
     if compile and not isinstance(gradient, Discrete):
         raise InvalidValueError(
             f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
@@ -133,21 +150,39 @@ def solve(
             monitor = Monitor(
                 times, lambda x: structure.unflatten(x[: len(leaves)]), callback, progress
             )
+        loss = None
+        if loss_at is not None:
+            loss = LabelLoss(loss_at, structure, args, leaves, p)
+            p = tuple(map(substituted, loss.p))
         eps = torch.finfo(times_tensor.dtype).eps
-        run = Run(field, scheme, stepsize, times, eps, max_steps, monitor, programs=programs)
+        run = Run(
+            field, scheme, stepsize, times, eps, max_steps, monitor, programs=programs, loss=loss
+        )
         needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor))
         if needed or transformed:
             ys = gradient.solve(run, y, p, times_tensor)
         elif programs is not None:
             from odegrad.sweeps import compiled
 
-            ys, _ = compiled.forward(run, programs, y, p)
+            ys = compiled.forward(run, programs, y, p)[0]
         else:
             with torch.no_grad():
                 ys = field.bound(p, lambda: forward(run, y, p, times)[0])
+        n = len(leaves)
+        if loss is not None:
+            if check_finite:
+                check_loss(ys[0], times)
+            return Solution(
+                ys=None,
+                ts=times_tensor,
+                stats=run.stats,
+                status=Status.SUCCESS,
+                grid=run.accepted_grid,
+                running=ys[1] if running is not None else None,
+                loss=ys[0],
+            )
         if check_finite and not isinstance(stepsize, AdaptiveStepSize):
             check_result(ys, times)
-        n = len(leaves)
         return Solution(
             ys=structure.unflatten(ys[:n]),
             ts=times_tensor,

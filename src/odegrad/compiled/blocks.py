@@ -1,7 +1,8 @@
-"""Stored states of the compiled engine: rows of the buffers that its loops wrote."""
+"""The tape of the compiled engine: rows of the buffers that its loops wrote."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -13,87 +14,50 @@ __all__ = ["Blocks"]
 
 
 class Blocks:
-    """States by number, each a row of some block of buffers."""
+    """What is kept of consecutive steps, one row each, in blocks of buffers."""
 
     def __init__(self) -> None:
-        self._blocks: list[Leaves | None] = []
-        self._places: dict[int, tuple[int, int]] = {}
-        self._count: list[int] = []
-        self._written: list[int] = []
+        self._blocks: list[Leaves] = []
+        self._starts: list[int] = []
+        self._counts: list[int] = []
+        self.nbytes = 0  # held, without rows that were never written
 
-    def put(self, numbers: Sequence[int], rows: Leaves) -> None:
-        """Keeps states; row r of each buffer belongs to state numbers[r]."""
-        k = len(self._blocks)
+    def put(self, start: int, n: int, rows: Leaves) -> None:
+        """Adds n steps from `start` on, in the first rows of the buffers."""
+        assert not self._starts or start == self._starts[-1] + self._counts[-1]
         self._blocks.append(rows)
-        self._count.append(len(numbers))
-        self._written.append(len(numbers))
-        self._places |= {n: (k, r) for r, n in enumerate(numbers)}
-
-    def __contains__(self, n: int) -> bool:
-        return n in self._places
-
-    def get(self, n: int) -> Leaves:
-        """State n, a copy."""
-        k, r = self._places[n]
-        return tuple(leaf[r].clone() for leaf in self._block(k))
-
-    def drop(self, n: int) -> None:
-        """Forgets state n; a block without states is freed."""
-        k, _ = self._places.pop(n)
-        self._count[k] -= 1
-        if not self._count[k]:
-            self._blocks[k] = None
+        self._starts.append(start)
+        self._counts.append(n)
+        self.nbytes += n * nbytes(rows) // max(1, len(rows[0]))
 
     def rows(self, start: int, stop: int, size: int) -> Leaves:
-        """The states start … stop − 1 in the first rows of buffers with `size` rows."""
-        k, r = self._places[start]
-        whole, n = self._block(k), stop - start
-        if r + size <= len(whole[0]) and self._places[stop - 1] == (k, r + n - 1):
+        """The steps start … stop − 1 in the first rows of buffers with `size` rows."""
+        k = bisect_right(self._starts, start) - 1
+        r, whole, n = start - self._starts[k], self._blocks[k], stop - start
+        if r + size <= len(whole[0]) and r + n <= self._counts[k]:
             return tuple(leaf[r : r + size] for leaf in whole)
         buffers = tuple(leaf.new_empty((size, *leaf.shape[1:])) for leaf in whole)
         done = 0
         while done < n:
-            k, r = self._places[start + done]
-            run = 1
-            while done + run < n and self._places[start + done + run] == (k, r + run):
-                run += 1
-            for buffer, leaf in zip(buffers, self._block(k), strict=True):
-                buffer[done : done + run] = leaf[r : r + run]
-            done += run
+            m = min(self._counts[k] - r, n - done)
+            for buffer, leaf in zip(buffers, self._blocks[k], strict=True):
+                buffer[done : done + m] = leaf[r : r + m]
+            done, k, r = done + m, k + 1, 0
         return buffers
 
     def tensors(self) -> Leaves:
         """The tensors that hold the data."""
-        return tuple(leaf for block in self._blocks if block is not None for leaf in block)
+        return tuple(leaf for block in self._blocks for leaf in block)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Blocks:
-        """The same places, whose data `tensors` hold as this one's `tensors` did."""
+    def with_tensors(self, tensors: Sequence[Tensor], retain: bool) -> Blocks:
+        """The same places, whose data `tensors` hold as this one's `tensors` did; they are only read."""
+        del retain
         other, left = Blocks(), iter(tensors)
-        width = len(self._any_block())
-        other._blocks = [
-            None if block is None else tuple(next(left) for _ in range(width))
-            for block in self._blocks
-        ]
-        other._places, other._count = dict(self._places), list(self._count)
-        other._written = list(self._written)
+        other._blocks = [tuple(next(left) for _ in block) for block in self._blocks]
+        other._starts, other._counts = list(self._starts), list(self._counts)
+        other.nbytes = self.nbytes
         return other
 
     def forget_data(self) -> None:
         """Lets go of the tensors (someone else holds them), keeping the places."""
-        self._blocks = [
-            None if b is None else tuple(torch.empty(0) for _ in b) for b in self._blocks
-        ]
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes held, without rows that were never written."""
-        pairs = zip(self._blocks, self._written, strict=True)
-        return sum(n * nbytes(x) // max(1, len(x[0])) for x, n in pairs if x is not None)
-
-    def _any_block(self) -> Leaves:
-        return next((b for b in self._blocks if b is not None), ())
-
-    def _block(self, k: int) -> Leaves:
-        block = self._blocks[k]
-        assert block is not None
-        return block
+        self._blocks = [tuple(torch.empty(0) for _ in block) for block in self._blocks]

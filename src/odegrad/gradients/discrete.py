@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import Checkpoints, Keep, StoreAll
+from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
 from odegrad.errors import InvalidTypeError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
 from odegrad.gradients.node import Rule, apply, graph_is_retained
 from odegrad.grid import Clock, stack_times
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.sweeps import Graphs, Run, Slab, backward, forward, pull
+from odegrad.sweeps import Kept, Landings, Run, backward, forward
 from odegrad.sweeps.forward import replay
 
 if TYPE_CHECKING:
-    from odegrad.compiled import Blocks, Programs
+    from odegrad.compiled import Programs
 
 __all__ = ["Discrete"]
 
@@ -59,41 +59,56 @@ class Discrete(Gradient):
         """Solves inside one autograd node."""
         if run.programs is not None:
             rule = _compiled(run, run.programs, self.checkpoints, len(y0), p, ts)
-        elif self.checkpoints.keep is Keep.GRAPH:
-            rule = _on_graphs(run, self.checkpoints, len(y0), (*p, ts))
         else:
-            rule = _from_states(run, self.checkpoints, len(y0), len(p))
+            rule = _eager(run, self.checkpoints, len(y0), (*p, ts))
         return apply(rule, (*y0, *p, ts))
 
 
-def _from_states(run: Run, checkpoints: Checkpoints, n_y: int, n_p: int) -> Rule:
-    """The solve as a map (y0, p, ts) ↦ ys whose transpose evaluates f again."""
-    slabs: list[Slab] = []  # places only: the data is kept by autograd
+def _eager(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> Rule:
+    """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
+
+    Which of `others`, p and ts, may need a cotangent has to be known before a forward sweep that keeps
+    graphs.
+    """
+    wanted = [may_need_gradient(x) for x in others]
+    bounds = checkpoints.bounds(1, known=True)
+    graphs = bounds.keep is Keep.GRAPH
+    again = not (isinstance(checkpoints, StoreAll) and graphs) or run.loss is not None
+    left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p = inputs[:n_y], inputs[n_y : n_y + n_p]
-        ys, slab = run.repeatable(p, lambda: forward(run, y0, p, run.times, checkpoints))
-        run.field.mark()
-        kept = slab.tensors()
-        slab.forget_data()
-        slabs.append(slab)
-        return ys, kept
+        y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
+        landings: Landings = run.times
+        if graphs:
+            p = run.field.own(p, wanted[:-1])
+            if wanted[-1]:
+                landings = tuple(x.detach().requires_grad_() for x in landing_times(ts))
+        sweep = run.repeatable if again else run.observed
+        outputs, kept = sweep(p, lambda: forward(run, y0, p, landings, checkpoints))
+        run.mark()
+        assert kept is not None
+        tensors = kept.tensors()
+        left.append((kept, kept.forget_data()))
+        return outputs, tensors
 
     def transpose(
-        inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
+        inputs: Leaves, tensors: Leaves, grads: OptionalLeaves, needs: Sequence[bool]
     ) -> OptionalLeaves:
-        run.field.check_unchanged()
+        assert all(w or not need for w, need in zip(wanted, needs[n_y:], strict=True))
+        if again:
+            run.check_unchanged()
         y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y : n_y + n_p], needs[n_y:-1])
+        p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         landings = landing_times(ts).detach() if needs[-1] else None
-        slab = slabs[0].with_tensors(kept)
-        grads = run.field.bound(
-            p, lambda: backward(run, y0, p, landings, checkpoints, slab, grad_ys)
+        retain = graph_is_retained()
+        kept = left[0][0].with_tensors(tensors, left[0][1], retain)
+        found = run.field.bound(
+            p, lambda: backward(run, y0, p, landings, checkpoints, kept, grads, retain)
         )
-        run.field.mark()
-        grad_ts = stack_times(grads.times, ts) if needs[-1] else None
-        found = (*grads.y0, *_zeros(grads.p, p), grad_ts)
-        return tuple(g if need else None for g, need in zip(found, needs, strict=True))
+        run.mark()
+        grad_ts = stack_times(found.times, ts) if needs[-1] else None
+        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
+        return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
 
     return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
 
@@ -104,72 +119,40 @@ def _compiled(
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
 
-    stored: list[Blocks] = []  # places only
-    keeps = checkpoints.keep is Keep.GRAPH
+    left: list[tuple[Kept, list[int]]] = []  # places only
+    if isinstance(checkpoints, Every):
+        checkpoints = checkpoints.blocks
+    in_chunks = not isinstance(checkpoints, StoreAll | Blockwise)
+    keeps = in_chunks or checkpoints.bounds(1, known=True).keep is Keep.GRAPH
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
     pull = programs.pullback(tuple(map(may_need_gradient, p[:n])), may_need_gradient(ts), keeps)
+    if in_chunks:
+        checkpoints = Blockwise(checkpoints, programs.rows(pull), Keep.GRAPH)
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]
-        ys, blocks = compiled.forward(run, programs, y0, p, checkpoints, pull)
-        kept = blocks.tensors()
-        blocks.forget_data()
-        stored.append(blocks)
-        return ys, kept
+        outputs, kept = compiled.forward(run, programs, y0, p, checkpoints, pull)
+        assert kept is not None
+        tensors = kept.tensors()
+        left.append((kept, kept.forget_data()))
+        return outputs, tensors
 
     def transpose(
-        inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
+        inputs: Leaves, tensors: Leaves, grads: OptionalLeaves, needs: Sequence[bool]
     ) -> OptionalLeaves:
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        blocks = stored[0].with_tensors(kept)
+        kept = left[0][0].with_tensors(tensors, left[0][1], graph_is_retained())
         # What was kept is for all that may need a gradient; else only what does is computed.
         used = pull
         if not keeps:
             used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
         landings = landing_times(ts).detach() if used.timed else None
-        grads = compiled.backward(
-            run, programs, y0, p, landings, checkpoints, used, blocks, grad_ys
-        )
-        grad_ts = stack_times(grads.times, ts) if needs[-1] else None
-        found = (*grads.y0, *_zeros(grads.p, p), grad_ts)
-        return tuple(g if need else None for g, need in zip(found, needs, strict=True))
-
-    return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
-
-
-def _on_graphs(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> Rule:
-    """The solve as a map (y0, p, ts) ↦ ys that keeps the graphs of its steps.
-
-    Which of `others`, p and ts, may need a cotangent has to be known before the forward sweep.
-    """
-    wanted = [may_need_gradient(x) for x in others]
-    kept: list[Graphs] = []
-
-    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y:-1], wanted[:-1])
-        times = None
-        if wanted[-1]:
-            times = tuple(x.detach().requires_grad_() for x in landing_times(ts))
-        graphs = Graphs(p, times, run.monitor is not None)
-        with torch.enable_grad():
-            ys, _ = run.observed(
-                p, lambda: forward(run, y0, p, times or run.times, checkpoints, graphs)
-            )
-        run.field.mark()
-        kept.append(graphs)
-        return ys, ()
-
-    def transpose(
-        inputs: Leaves, _: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
-    ) -> OptionalLeaves:
-        assert all(w or not need for w, need in zip(wanted, needs[n_y:], strict=True))
-        grads = pull(run, kept[0], inputs[:n_y], grad_ys, graph_is_retained())
-        grad_ts = stack_times(grads.times, inputs[-1]) if needs[-1] else None
-        found = (*grads.y0, *_zeros(grads.p, kept[0].p), grad_ts)
-        return tuple(g if need else None for g, need in zip(found, needs, strict=True))
+        found = compiled.backward(run, programs, y0, p, landings, checkpoints, used, kept, grads)
+        grad_ts = stack_times(found.times, ts) if needs[-1] else None
+        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
+        return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
 
     return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
 
@@ -177,7 +160,7 @@ def _on_graphs(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> 
 def _again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
     """The solve once more, as an ordinary differentiable program."""
     run.field.check_draws()
-    run.field.check_unchanged()
+    run.check_unchanged()
     y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
     landings = landing_times(ts) if ts.requires_grad else run.times
     clock = Clock(run.accepted_grid, landings)

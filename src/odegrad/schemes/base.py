@@ -119,6 +119,7 @@ class Scheme(ABC):
         grad_y: Leaves,
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
+        kept: Sequence[Leaves] | None = None,
     ) -> StepGrad:
         """The transpose of `step`, by a graph of the whole step.
 
@@ -132,7 +133,10 @@ class Scheme(ABC):
             grad_y: The cotangent of the state after the step.
             grad_carry: The cotangent of the carry after the step; None is zero.
             grad_dense: The cotangents of the dense coefficients; None is zero.
+            kept: The dense coefficients of the step, if they are known: a scheme whose stages can be
+                transposed one at a time needs less memory then. Here it changes nothing.
         """
+        del kept
         with torch.enable_grad():
             t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
             step = self.step(field, t_, dt_, y_, carry_, p)

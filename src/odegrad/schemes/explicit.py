@@ -113,8 +113,12 @@ class ExplicitRungeKutta(Scheme):
         grad_y: Leaves,
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
+        kept: Sequence[Leaves] | None = None,
     ) -> StepGrad:
-        """The transpose of one step, stage by stage; see the head of this module."""
+        """The transpose of one step, stage by stage; see the head of this module.
+
+        With the slopes in `kept`, the graph of one evaluation of f exists at a time, else that of all.
+        """
         tab, first = self.tableau, int(self.tableau.fsal)
         # Cotangents that reach the slopes from outside the step.
         outside: list[OptionalLeaves | None] = list(grad_dense or [None] * tab.stages)
@@ -123,7 +127,7 @@ class ExplicitRungeKutta(Scheme):
         last = tab.stages
         while outside[last - 1] is None and tab.b[last - 1] == 0.0:
             last -= 1  # nothing behind it is reached: the last slope of FSAL, or one for the error
-        stages = self._linearized(field, t, dt, y, carry, p, last)
+        stages = _Stages(tab, field, t, dt, y, carry, p, last, kept)
         timed = isinstance(dt, Tensor)
 
         grad_p: list[Tensor | None] = [None] * len(p)
@@ -140,8 +144,7 @@ class ExplicitRungeKutta(Scheme):
                 u = combine(1.0, weights, vectors)
                 kappa = None if u is None else scale(dt, u)
                 if u is not None and grad_dt is not None:
-                    slope = carry if first and i == 0 else stages[i - first].value
-                    grad_dt = grad_dt + inner(slope, u, grad_dt)
+                    grad_dt = grad_dt + inner(stages.slopes[i], u, grad_dt)
             else:
                 kappa = combine(dt, weights, vectors)
             cotangent = add(kappa, outside[i])
@@ -150,7 +153,7 @@ class ExplicitRungeKutta(Scheme):
                 continue
             if cotangent is None:
                 continue
-            tau, pulled[i], more = stages[i - first].vjp(cotangent)
+            tau, pulled[i], more = stages.vjp(i, cotangent)
             total = tuple(a + b for a, b in zip(total, pulled[i] or (), strict=True))
             grad_p = _accumulate(grad_p, more)
             if tau is not None:
@@ -158,8 +161,19 @@ class ExplicitRungeKutta(Scheme):
                 grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
         return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p))
 
-    def _linearized(
+
+class _Stages:
+    """The first `last` stages of a step, and their transposes.
+
+    Without `kept` the graphs of all evaluations exist at once; with it, one by one.
+
+    Attributes:
+        slopes: k_i.
+    """
+
+    def __init__(
         self,
+        tableau: Tableau,
         field: VectorField,
         t: Time,
         dt: Time,
@@ -167,16 +181,26 @@ class ExplicitRungeKutta(Scheme):
         carry: Leaves,
         p: Leaves,
         last: int,
-    ) -> list[Linearization]:
-        """The stages' linearizations."""
-        tab, first = self.tableau, int(self.tableau.fsal)
-        stages: list[Linearization] = []
-        slopes: list[Leaves] = [carry] if tab.fsal else []
+        kept: Sequence[Leaves] | None,
+    ) -> None:
+        self._tab, self._field, self._t, self._dt, self._y, self._p = tableau, field, t, dt, y, p
+        self._linear: dict[int, Linearization] = {}
+        if kept is not None:
+            self.slopes = kept
+            return
+        first = int(tableau.fsal)
+        self.slopes = slopes = [carry] if first else list[Leaves]()
         for i in range(first, last):
-            point = axpy(y, dt, tab.a[i], slopes)
-            stages.append(field.linearize(t + dt * tab.c[i], point, p))
-            slopes.append(stages[-1].value)
-        return stages
+            self._linear[i] = self._linearize(i)
+            slopes.append(self._linear[i].value)
+
+    def _linearize(self, i: int) -> Linearization:
+        point = axpy(self._y, self._dt, self._tab.a[i], self.slopes)
+        return self._field.linearize(self._t + self._dt * self._tab.c[i], point, self._p)
+
+    def vjp(self, i: int, grad: OptionalLeaves) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
+        """(f_tᵀκ, f_yᵀκ, f_pᵀκ) at stage i; may be called once for each."""
+        return (self._linear.pop(i, None) or self._linearize(i)).vjp(grad)
 
 
 def _accumulate(total: list[Tensor | None], more: OptionalLeaves) -> list[Tensor | None]:

@@ -3,19 +3,18 @@
 from odegrad.sweeps.backward import backward
 from odegrad.sweeps.cotangents import Cotangents
 from odegrad.sweeps.forward import forward
-from odegrad.sweeps.graphs import Graphs, pull
+from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.run import Monitor, Run, Stats, StepInfo
-from odegrad.sweeps.slab import Slab
+from odegrad.sweeps.steps import Landings
 
 __all__ = [
     "Cotangents",
-    "Graphs",
+    "Kept",
+    "Landings",
     "Monitor",
     "Run",
-    "Slab",
     "Stats",
     "StepInfo",
     "backward",
     "forward",
-    "pull",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,12 +18,11 @@ from torch import Tensor
 from odegrad.errors import GradientUnavailableError
 from odegrad.reach import MOST_NODES, check_reachable
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.sweeps.cotangents import Cotangents, Total
-from odegrad.sweeps.run import Run
+from odegrad.sweeps.labels import Direct
 from odegrad.sweeps.saved import Meter
 from odegrad.sweeps.steps import Accepted, State, number
 
-__all__ = ["Graphs", "pull"]
+__all__ = ["Graphs", "Pulled", "Stretch", "pull"]
 
 _LENGTH = 32
 """Steps per stretch: longer ones gain nothing more, and each is freed as a whole."""
@@ -61,12 +60,15 @@ class Graphs:
         p: The tensors that f reads, as leaves; those that require grad get a cotangent.
         times: The landing times as leaves if they are to get cotangents, else None.
         watched: Whether someone watches the backward sweep, and has to be shown the states.
+        meter: Measures the graphs; None for one of its own.
     """
 
-    def __init__(self, p: Leaves, times: Leaves | None, watched: bool) -> None:
+    def __init__(
+        self, p: Leaves, times: Leaves | None, watched: bool, meter: Meter | None = None
+    ) -> None:
         self.p, self.times, self._watched = p, times, watched
         self._stretches: list[Stretch] = []
-        self._meter, self._n_steps = Meter(p), 0
+        self._meter, self._n_steps = meter or Meter(p), 0
         self._whole = True
 
     @property
@@ -123,68 +125,61 @@ class Graphs:
             yield self._stretches.pop()
 
 
-def pull(run: Run, graphs: Graphs, y0: Leaves, grad_ys: OptionalLeaves, retain: bool) -> Cotangents:
-    """Transposes a solve whose forward sweep kept its graphs.
+class Pulled(NamedTuple):
+    """The cotangents of a stretch's inputs.
+
+    Attributes:
+        state: Of the state and carry at its start.
+        times: Of the landing times, by number.
+        p: Of the tensors that f reads.
+    """
+
+    state: OptionalLeaves
+    times: dict[int, Tensor | None]
+    p: OptionalLeaves
+
+
+def pull(
+    graphs: Graphs, stretch: Stretch, grad: OptionalLeaves, labels: Direct, last: int, retain: bool
+) -> Pulled:
+    """Transposes the steps of a stretch.
 
     Arguments:
-        run: The solve.
-        graphs: What its forward sweep kept.
-        y0: The initial state.
-        grad_ys: The cotangents of the outputs, shape [len(landings), *leaf.shape]; None is zero.
-        retain: Whether the graphs will be pulled back again.
+        graphs: The graphs that it belongs to.
+        stretch: The stretch.
+        grad: The cotangents of its outputs, as many as there are; None is zero.
+        labels: The cotangents that reach the states at landing times directly.
+        last: The number of the last landing.
+        retain: Whether the graph will be pulled back again.
 
     Raises:
         UnreachableTensorError: If f used a tensor that requires grad and is none of its inputs.
-        GradientUnavailableError: If an earlier pass was interrupted.
     """
     wanted = [i for i, x in enumerate(graphs.p) if x.requires_grad]
-    p, total = [graphs.p[i] for i in wanted], Total(len(wanted))
-    grad_times: list[Tensor | None] = [None] * len(run.times)
-    grad: OptionalLeaves = (None,) * len(y0)
-    if run.monitor is not None:
-        run.monitor.start("backward")
-    try:
-        for stretch in graphs.backwards(retain):
-            if not stretch.steps:  # the last one may have been opened at the very end
-                continue
-            last = min(stretch.first + len(stretch.landings) + 1, len(run.times) - 1)
-            touched = range(stretch.first, last + 1) if graphs.times is not None else range(0)
-            times = [graphs.times[j] for j in touched] if graphs.times is not None else []
-            inputs = [*stretch.inputs, *times, *p]
-            found = _pull(stretch, inputs, grad, grad_ys, retain)
-            run.field.transposes += stretch.evaluations
-            n, m = len(stretch.inputs), len(stretch.inputs) + len(times)
-            grad = found[:n]
-            for j, g in zip(touched, found[n:m], strict=True):
-                old = grad_times[j]
-                grad_times[j] = old if g is None else g if old is None else old + g
-            total.add(found[m:])
-            _report(run, stretch)
-    finally:
-        run.count()
-        if run.monitor is not None:
-            run.monitor.stop()
-    grad_y0 = tuple(
-        _sum(a, None if g is None else g[0], y)
-        for y, a, g in zip(y0, grad[: len(y0)], grad_ys, strict=True)
-    )
+    touched = range(0)
+    if graphs.times is not None:
+        touched = range(stretch.first, min(stretch.first + len(stretch.landings) + 1, last) + 1)
+    times = [] if graphs.times is None else [graphs.times[j] for j in touched]
+    inputs = [*stretch.inputs, *times, *(graphs.p[i] for i in wanted)]
+    found = _pull(stretch, inputs, grad, labels, retain)
+    n, m = len(stretch.inputs), len(stretch.inputs) + len(times)
     grad_p: list[Tensor | None] = [None] * len(graphs.p)
-    for i, g in zip(wanted, total.result(), strict=True):
+    for i, g in zip(wanted, found[m:], strict=True):
         grad_p[i] = g
-    return Cotangents(grad_y0, tuple(grad_p), grad_times)
+    return Pulled(found[:n], dict(zip(touched, found[n:m], strict=True)), tuple(grad_p))
 
 
 def _pull(
     stretch: Stretch,
     inputs: list[Tensor],
     grad: OptionalLeaves,
-    grad_ys: OptionalLeaves,
+    labels: Direct,
     retain: bool,
 ) -> OptionalLeaves:
     """The cotangents of `inputs` for those of the end of the stretch and of the outputs inside it."""
     pairs = list(zip(stretch.outputs, grad, strict=False))
-    for j, y in stretch.landings:
-        pairs += [(x, None if g is None else g[j]) for x, g in zip(y, grad_ys, strict=True)]
+    for j, y in reversed(stretch.landings):
+        pairs += list(zip(y, labels.at(j, y), strict=True))
     pairs = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
     check_reachable([*stretch.outputs, *(x for x, _ in pairs)], inputs)
     if not pairs:
@@ -196,16 +191,3 @@ def _pull(
         retain_graph=retain,
         allow_unused=True,
     )
-
-
-def _report(run: Run, stretch: Stretch) -> None:
-    if run.monitor is not None:
-        run.count()
-        for n, t, dt, y in reversed(stretch.watched):
-            run.monitor.step("backward", n, t, dt, y, run.stats)
-
-
-def _sum(a: Tensor | None, b: Tensor | None, like: Tensor) -> Tensor:
-    if a is None:
-        return torch.zeros_like(like) if b is None else b
-    return a if b is None else a + b

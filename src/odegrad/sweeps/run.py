@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
 from odegrad.grid import Grid
+from odegrad.labelloss import LabelLoss
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves
@@ -35,9 +36,13 @@ class Stats:
         f_evaluations: Evaluations of the vector field, both sweeps together.
         vjps: Evaluations of the vector field that the backward sweep transposed.
         recomputed: Steps taken again by the backward sweep to get back states that were not kept.
-        kept_bytes: The most bytes that were kept at any moment between the steps: of states and carries,
-            or, with ``Keep.GRAPH``, of all that the graphs save, each storage once and without the
-            tensors that f reads (measured on the first two steps, times the number of steps).
+        kept_bytes: The most bytes that were kept at any moment between the steps: of states, carries and
+            slopes, of random generators, and, with ``Keep.GRAPH``, of all that the graphs save, each
+            storage once and without the tensors that f reads (measured on the first two steps, times the
+            number of steps).
+        disk_bytes: The most bytes that were kept on disk.
+        rewind_error: The largest error ‖y − ỹ‖ / ‖y‖ of a state ỹ that was reconstructed by rewinding,
+            measured at each stored state y; None if nothing was rewound.
     """
 
     accepted: int = 0
@@ -46,8 +51,20 @@ class Stats:
     vjps: int = 0
     recomputed: int = 0
     kept_bytes: int = 0
+    disk_bytes: int = 0
+    rewind_error: float | None = None
 
-    def as_dict(self) -> dict[str, int]:
+    def note(self, kept: int, disk: int = 0) -> None:
+        """Takes note of bytes that are kept now."""
+        self.kept_bytes = max(self.kept_bytes, kept)
+        self.disk_bytes = max(self.disk_bytes, disk)
+
+    @property
+    def recompute_factor(self) -> float:
+        """Steps taken, again or for the first time, over steps accepted; 1 if none is taken again."""
+        return (self.accepted + self.recomputed) / max(1, self.accepted)
+
+    def as_dict(self) -> dict[str, int | float | None]:
         """The numbers by name."""
         return asdict(self)
 
@@ -164,6 +181,7 @@ class Run:
         grid: The accepted grid, once the forward sweep is through.
         initial: Generators and buffers at the start, for functions that use them.
         programs: The compiled steps, or None to take steps one by one in Python.
+        loss: The loss at each landing time, if it is evaluated in the sweeps; else states are put out.
     """
 
     field: VectorField
@@ -177,6 +195,7 @@ class Run:
     grid: Grid | None = None
     initial: Snapshot | None = None
     programs: Programs | None = None
+    loss: LabelLoss | None = None
 
     @property
     def accepted_grid(self) -> Grid:
@@ -199,6 +218,22 @@ class Run:
         result = self.observed(p, thunk)
         self.field.check_draws()
         return result
+
+    def mark(self) -> None:
+        """Remembers the versions of what f and the loss read."""
+        self.field.mark()
+        if self.loss is not None:
+            self.loss.mark()
+
+    def check_unchanged(self) -> None:
+        """Refuses to go on if something that f or the loss reads was changed since `mark`.
+
+        Raises:
+            ChangedTensorError: If it was.
+        """
+        self.field.check_unchanged()
+        if self.loss is not None:
+            self.loss.check_unchanged()
 
     def count(self) -> None:
         """Brings the counters of f up to date."""

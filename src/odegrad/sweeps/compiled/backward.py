@@ -7,20 +7,31 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import Advance, Checkpoints, Drop, Restore, Store, Transpose
+from odegrad.checkpoints import (
+    Advance,
+    Checkpoints,
+    Drop,
+    Keep,
+    Restore,
+    Store,
+    Tier,
+    Transpose,
+)
 from odegrad.compiled import Blocks, Programs, Pullback, Rows, Ticks, Transposed
 from odegrad.state import Leaves, OptionalLeaves
+from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.compiled.chunks import (
     number,
     padded,
     plain,
     rows_like,
-    selected,
     take_steps,
     watched,
     zeros,
 )
-from odegrad.sweeps.cotangents import Cotangents
+from odegrad.sweeps.cotangents import Cotangents, Total
+from odegrad.sweeps.kept import Current, Kept
+from odegrad.sweeps.labels import direct
 from odegrad.sweeps.run import Run
 
 __all__ = ["backward"]
@@ -34,22 +45,23 @@ def backward(
     landings: Tensor | None,
     checkpoints: Checkpoints,
     pull: Pullback,
-    blocks: Blocks,
-    grad_ys: OptionalLeaves,
+    kept: Kept,
+    grads: OptionalLeaves,
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through; see `sweeps.backward.backward`."""
     with watched(run, programs, "backward"):
-        engine = _Backward(run, programs, y0, p, landings, pull, blocks, grad_ys)
-        for action in checkpoints.backward(run.accepted_grid.n_steps):
+        engine = _Backward(run, programs, y0, p, landings, pull, kept, grads)
+        n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
+        for action in kept.store.ahead(checkpoints.backward(n, known) if n else ()):
             match action:
-                case Advance(start, stop, every) if stop is not None:
-                    engine.advance(start, stop, every)
-                case Store(i):
-                    engine.store(i)
+                case Advance(start, stop, every, keep) if stop is not None:
+                    engine.advance(start, stop, every, keep)
+                case Store(i, tier):
+                    engine.store(i, tier)
                 case Restore(i):
-                    engine.current = (i, blocks.get(i))
+                    engine.current = Current(i, kept.store.get(i)[0], None)
                 case Drop(i):
-                    blocks.drop(i)
+                    kept.store.drop(i)
                 case Transpose(start, stop):
                     engine.transpose(start, stop)
                 case _:
@@ -57,10 +69,10 @@ def backward(
         return engine.finish()
 
 
-def _put_labels(labels: Leaves, row: int, grad_ys: OptionalLeaves, j: int) -> None:
-    for buffer, g in zip(labels, grad_ys, strict=True):
+def _put_labels(labels: Leaves, row: int, direct: OptionalLeaves) -> None:
+    for buffer, g in zip(labels, direct, strict=True):
         if g is not None:
-            buffer[row] = g[j]
+            buffer[row] = g
 
 
 class _Backward:
@@ -74,15 +86,18 @@ class _Backward:
         p: Leaves,
         landings: Tensor | None,
         pull: Pullback,
-        blocks: Blocks,
-        grad_ys: OptionalLeaves,
+        kept: Kept,
+        grads: OptionalLeaves,
     ) -> None:
         self.run, self.programs, self.y0 = run, programs, y0
         self.p, self.data, self.device = p, plain(p[: programs.n_read]), programs.device
-        self.blocks, self.grad_ys, self.timed = blocks, grad_ys, pull.timed
+        self.kept, self.timed = kept, pull.timed
+        self.total = Total(len(p))
+        self.direct = direct(run, p, grads, self.total)
+        self.below = kept.end  # the state after the step whose turn it is, if the labels need it
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)
-        self.current: tuple[int, Leaves] = (0, ())
+        self.current = kept.held
         carry = programs.new_carry()
         self.grads: Leaves = (*map(zeros, y0), *carry)
         self.grad_p: list[Tensor | None] = [None] * len(p)
@@ -96,28 +111,41 @@ class _Backward:
         ]
         self.labels: Leaves = ()
 
-    def advance(self, start: int, stop: int, every: int | None) -> None:
+    def advance(self, start: int, stop: int, every: int | None, keep: Keep | None) -> None:
         """Takes steps again."""
-        current, state = self.current
-        assert current == start, f"state {current} is current, not {start}"
-        size, programs = self.programs.rows(None), self.programs
-        while start < stop:
-            n, rows = min(size, stop - start), rows_like(state, size)
-            state = take_steps(
-                self.run, programs, None, self.ticks, start, n, state, rows, self.data
+        state, programs, pull, tape = self._take(start), self.programs, None, Blocks()
+        if keep is not None:
+            self.kept.tape, pull = tape, self.pull
+        size, begin = programs.rows(pull), start
+        while begin < stop:
+            n = min(size, stop - begin)
+            rows = rows_like((*state, *(pull.kept if pull is not None else ())), size)
+            after = take_steps(
+                self.run, programs, pull, self.ticks, begin, n, state, rows, self.data
             )
+            if keep is not None:
+                tape.put(begin, n, rows)
             if every is not None:
-                numbers = [i for i in range(start, start + n, every) if i not in self.blocks]
-                if numbers:
-                    self.blocks.put(numbers, selected(rows, [i - start for i in numbers]))
-            start += n
-            self.run.stats.recomputed += n
-        self.current = (stop, state)
+                for i in range(begin + (start - begin) % every, begin + n, every):
+                    row = tuple(x[i - begin] for x in rows[: len(state)])
+                    self.kept.store.put(i, row, None, Tier.DEVICE)
+            begin, state = begin + n, after
+        self.current = Current(stop, state, None) if keep is None else None
+        self.run.stats.recomputed += stop - start - (keep is not None)
+        self._note()
 
-    def store(self, i: int) -> None:
-        assert self.current[0] == i, f"state {self.current[0]} is current, not {i}"
-        self.blocks.put([i], tuple(x.unsqueeze(0).clone() for x in self.current[1]))
-        self.run.stats.kept_bytes = max(self.run.stats.kept_bytes, self.blocks.nbytes)
+    def store(self, i: int, tier: Tier) -> None:
+        self.kept.store.put(i, self._take(i), None, tier)
+        self._note()
+
+    def _take(self, i: int) -> Leaves:
+        """The current state, which has to be state i."""
+        assert self.current is not None
+        assert self.current.i == i, f"state {self.current.i} is current, not {i}"
+        return self.current.state
+
+    def _note(self) -> None:
+        self.run.stats.note(self.kept.nbytes, self.kept.store.disk_bytes)
 
     def transpose(self, start: int, stop: int) -> None:
         """Transposes steps, chunk by chunk from the last."""
@@ -127,18 +155,24 @@ class _Backward:
         program = self.programs.transposed(self.pull, labelled)
         if labelled and not self.labels:
             self.labels = tuple(zeros(x, size) for x in self.y0)
+        tape = self.kept.tape
+        assert isinstance(tape, Blocks)
         for begin in reversed(range(start, stop, size)):
-            self._chunk(program, begin, min(begin + size, stop), labelled)
+            end = min(begin + size, stop)
+            self._chunk(program, tape.rows(begin, end, size), begin, end, labelled)
+        self.kept.tape = None
 
-    def _chunk(self, program: Transposed, start: int, stop: int, labelled: bool) -> None:
+    def _chunk(
+        self, program: Transposed, rows: Leaves, start: int, stop: int, labelled: bool
+    ) -> None:
         run, pull, size, n = self.run, self.pull, self.size, stop - start
-        rows = self.blocks.rows(start, stop, size)
         t, dt = (padded(x, size, self.device) for x in self.ticks.step(start, stop))
-        for j, i in self.ticks.landings(start, stop):
+        for j, i in reversed(self.ticks.landings(start, stop)):
+            after = self.below if i == stop else self._state(rows, i - start)
             if labelled:
-                _put_labels(self.labels, i - 1 - start, self.grad_ys, j)
+                _put_labels(self.labels, i - 1 - start, self.direct.at(j, after))
             else:
-                self._inject(j)
+                self._inject(j, after)
         found = program.loop(
             number(n - 1, self.device),
             *self.grads,
@@ -163,8 +197,13 @@ class _Backward:
         if labelled:
             for buffer in self.labels:
                 buffer.zero_()
+        if self.direct.needs_states:
+            self.below = tuple(x.clone() for x in self._state(rows, 0))
         if run.monitor is not None:
             self._report(start, n, rows)
+
+    def _state(self, rows: Leaves, r: int) -> Leaves:
+        return tuple(x[r] for x in rows[: len(self.y0)])
 
     def _report(self, start: int, n: int, rows: Leaves) -> None:
         run = self.run
@@ -172,8 +211,7 @@ class _Backward:
         run.count()
         t, dt = (x.tolist() for x in self.ticks.step(start, start + n))
         for r in reversed(range(n)):
-            y = tuple(x[r] for x in rows[: len(self.y0)])
-            run.monitor.step("backward", start + r, t[r], dt[r], y, run.stats)
+            run.monitor.step("backward", start + r, t[r], dt[r], self._state(rows, r), run.stats)
 
     def finish(self) -> Cotangents:
         """Transposes `init`, and adds the cotangent of the output at the start."""
@@ -190,17 +228,20 @@ class _Backward:
                     self._accumulate(i, g)
             if self.timed and found.t is not None:
                 self.grad_times[0] += found.t
-        self._inject(0)
+        self._inject(0, self.y0)
+        for i, g in enumerate(self.total.result()):
+            if g is not None:
+                self._accumulate(i, g)
         times: list[Tensor | None] = [None] * len(run.times)
         if self.timed:
             times = list(self.grad_times.unbind())
         return Cotangents(self.grads[:n_y], tuple(self.grad_p), times)
 
-    def _inject(self, j: int) -> None:
-        """Adds the cotangent of output j."""
+    def _inject(self, j: int, y: Leaves) -> None:
+        """Adds the cotangent of the state y at landing j."""
         ends = self.grads[: len(self.y0)]
-        added = (a if g is None else a + g[j] for a, g in zip(ends, self.grad_ys, strict=True))
-        self.grads = (*added, *self.grads[len(self.y0) :])
+        pairs = zip(ends, self.direct.at(j, y), strict=True)
+        self.grads = (*(a if g is None else a + g for a, g in pairs), *self.grads[len(self.y0) :])
 
     def _accumulate(self, i: int, more: Tensor) -> None:
         old = self.grad_p[i]

@@ -13,7 +13,7 @@ from odegrad.compiled import Programs, Pullback, Ticks
 from odegrad.state import Leaves
 from odegrad.sweeps.run import Run
 
-__all__ = ["number", "padded", "plain", "rows_like", "selected", "take_steps", "watched", "zeros"]
+__all__ = ["number", "padded", "plain", "rows_like", "take_steps", "watched", "zeros"]
 
 
 @contextmanager
@@ -58,12 +58,6 @@ def padded(x: Tensor, size: int, device: torch.device) -> Tensor:
 def rows_like(leaves: Sequence[Tensor], size: int) -> Leaves:
     """Buffers with a row for each of so many steps."""
     return tuple(torch.empty((size, *x.shape), dtype=x.dtype, device=x.device) for x in leaves)
-
-
-def selected(rows: Leaves, numbers: Sequence[int]) -> Leaves:
-    """Copies of some rows."""
-    index = torch.tensor(numbers, dtype=torch.int64, device=rows[0].device)
-    return tuple(x.index_select(0, index) for x in rows)
 
 
 def take_steps(

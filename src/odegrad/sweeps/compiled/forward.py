@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 
-from odegrad.checkpoints import Advance, Checkpoints, Drop, Keep, Store
+from odegrad.checkpoints import Advance, Checkpoints, Drop, Hold, Keep, Store, Tier
 from odegrad.compiled import Blocks, March, Programs, Pullback, Ticks, constants
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, check_count, check_size, first_size
-from odegrad.sweeps.compiled.chunks import number, plain, rows_like, selected, take_steps, watched
+from odegrad.sweeps.compiled.chunks import number, plain, rows_like, take_steps, watched
+from odegrad.sweeps.kept import Current, Kept
+from odegrad.sweeps.labels import sink
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import fixed_grid
+from odegrad.sweeps.store import StateStore
 
 __all__ = ["forward"]
 
@@ -27,47 +31,43 @@ def forward(
     p: Leaves,
     checkpoints: Checkpoints | None = None,
     pull: Pullback | None = None,
-) -> tuple[Leaves, Blocks]:
-    """Solves, and returns the states at the landing times and the stored states.
+) -> tuple[Leaves, Kept | None]:
+    """Solves, and returns the outputs and what is kept for the backward sweep.
 
     Arguments:
         run: The solve; its grid and statistics are filled in.
         programs: The compiled steps of its vector field and scheme.
         y: The initial state.
         p: The tensors that f reads.
-        checkpoints: Which states to store; None stores nothing.
-        pull: Says what to store with them.
+        checkpoints: What to keep; None keeps nothing.
+        pull: Says what is kept of the steps on the tape.
     """
     with watched(run, programs, "forward"):
-        march = _Forward(run, programs, y, p, pull)
-        for action in checkpoints.forward() if checkpoints else (Advance(0, None),):
-            match action:
-                case Advance(_, stop, every):
-                    # Of a step whose values are kept the state is, too.
-                    keeps = checkpoints is not None and checkpoints.keep is Keep.GRAPH
-                    march.advance(stop, 1 if keeps else every)
-                case Store(i):
-                    march.blocks.put([i], march.current_rows(i))
-                case Drop(i):
-                    march.blocks.drop(i)
-                case _:
-                    raise AssertionError(f"{action} has no place in a forward sweep")
-    run.stats.kept_bytes = max(run.stats.kept_bytes, march.blocks.nbytes)
-    return march.ys, march.blocks
+        march = _Forward(run, programs, y, p, pull, checkpoints)
+        if checkpoints is None:
+            march.advance(0, None, None, None)
+        elif len(run.times) > 1:
+            march.follow(checkpoints)
+    return march.outputs.result(), march.kept
 
 
 class _Forward:
     """The resumable march of a forward sweep, chunk by chunk."""
 
     def __init__(
-        self, run: Run, programs: Programs, y: Leaves, p: Leaves, pull: Pullback | None
+        self,
+        run: Run,
+        programs: Programs,
+        y: Leaves,
+        p: Leaves,
+        pull: Pullback | None,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.run, self.programs, self.n_y = run, programs, len(y)
         self.p = plain(p[: programs.n_read])
-        self.pull, self.size = pull, programs.rows(pull)
-        self.blocks, self.n = Blocks(), 0
-        self.ys = tuple(x.new_empty((len(run.times), *x.shape)) for x in y)
-        self._output(0, y)
+        self.pull, self.n = pull, 0
+        self.outputs = sink(run, y, p, on_graph=False)
+        self.outputs.put(0, y)
         self.times = torch.tensor(run.times, dtype=torch.float64)
         self.device = programs.device
         control = run.stepsize
@@ -91,30 +91,55 @@ class _Forward:
             self.landings = torch.cat([self.times, more]).to(self.device)
         else:
             self.ticks = Ticks(run.accepted_grid, self.times)
+        self.known = None if run.grid is None else run.grid.n_steps
+        self.kept: Kept | None = None
+        if checkpoints is not None:
+            n = sys.maxsize if self.known is None else max(1, self.known)
+            bounds = checkpoints.bounds(n, self.known is not None)
+            self.kept = Kept(StateStore(bounds, self.state, self.known is not None))
 
-    def current_rows(self, i: int) -> Leaves:
-        """The current state, which is state i, as buffers of one row."""
-        assert i == self.n, f"state {self.n} is current, not {i}"
-        return tuple(x.unsqueeze(0).clone() for x in self.state)
+    def follow(self, checkpoints: Checkpoints) -> None:
+        """Does what the schedule says, as far as the solve goes."""
+        kept, actions = self.kept, checkpoints.forward(self.known)
+        assert kept is not None
+        while not self._through():
+            match next(actions):
+                case Advance(start, stop, every, keep):
+                    if checkpoints.holds is Hold.LAST:
+                        kept.held = Current(start, self.state, None)
+                    self.advance(start, stop, every, keep)
+                case Store(i, tier):
+                    assert i == self.n, f"state {self.n} is current, not {i}"
+                    kept.store.put(i, self.state, None, tier)
+                case Drop(i):
+                    kept.store.drop(i)
+                case action:
+                    raise AssertionError(f"{action} has no place in a forward sweep")
+        if kept.held is not None:
+            kept.held = Current(kept.held.i, tuple(x.clone() for x in kept.held.state), None)
+        if self.run.loss is not None:
+            kept.end = tuple(x.clone() for x in self.state[: self.n_y])
+        self.run.stats.note(kept.nbytes, kept.store.disk_bytes)
 
-    def advance(self, stop: int | None, every: int | None) -> None:
-        """Takes steps until state `stop`, or the end, storing every so many."""
-        start, scratch = self.n, None
+    def advance(self, start: int, stop: int | None, every: int | None, keep: Keep | None) -> None:
+        """Takes steps until state `stop`, or the end."""
+        assert start == self.n, f"state {self.n} is current, not {start}"
+        kept, pull = self.kept, None if keep is None else self.pull
+        size, scratch, tape = self.programs.rows(pull), None, Blocks()
+        if kept is not None and keep is not None:
+            kept.tape = tape
         while not self._through() and (stop is None or self.n < stop):
-            rows = scratch or self._buffers()
-            n = self._adaptive(rows) if self.control is not None else self._fixed(rows, stop)
-            first = self.n - n
-            if every is None:
-                scratch = rows
-                continue
-            numbers = [i for i in range(first, self.n) if (i - start) % every == 0]
-            if len(numbers) == n:  # rows that were not written take no memory where it is virtual
-                self.blocks.put(numbers, rows)
-                scratch = None
-            else:
-                scratch = rows
-                if numbers:
-                    self.blocks.put(numbers, selected(rows, [i - first for i in numbers]))
+            like = (*self.state, *(pull.kept if pull is not None else ()))
+            rows = scratch or rows_like(like, size)
+            first, taken = self.n, self._adaptive if self.control is not None else self._fixed
+            rows, n = taken(rows, stop, pull)
+            scratch = rows if keep is None and len(rows[0]) == size else None
+            if keep is not None:  # rows that were not written take no memory where it is virtual
+                tape.put(first, n, rows)
+            if every is not None:
+                assert kept is not None
+                for i in range(first + (start - first) % every, first + n, every):
+                    kept.store.put(i, self._row(rows, i - first, n), None, Tier.DEVICE)
 
     def _through(self) -> bool:
         if len(self.run.times) < 2:
@@ -123,35 +148,37 @@ class _Forward:
             return len(self.segments) == len(self.run.times) - 1
         return self.n == self.run.accepted_grid.n_steps
 
-    def _buffers(self) -> Leaves:
-        kept = self.pull.kept if self.pull is not None else ()
-        return rows_like((*self.state, *kept), self.size)
-
-    def _fixed(self, rows: Leaves, stop: int | None) -> int:
-        """Takes the steps of a known grid until the buffers are full."""
+    def _fixed(
+        self, rows: Leaves, stop: int | None, pull: Pullback | None
+    ) -> tuple[Leaves, int]:
+        """Takes the steps of a known grid until the buffers are full; returns them, and how many."""
         end = self.run.accepted_grid.n_steps if stop is None else stop
-        n = min(self.size, end - self.n)
+        n = min(len(rows[0]), end - self.n)
         self.state = take_steps(
-            self.run, self.programs, self.pull, self.ticks, self.n, n, self.state, rows, self.p
+            self.run, self.programs, pull, self.ticks, self.n, n, self.state, rows, self.p
         )
         for j, i in self.ticks.landings(self.n, self.n + n):
-            self._output(j, self._row(rows, i - self.n, n))
+            self.outputs.put(j, self._row(rows, i - self.n, n)[: self.n_y])
         self._report(rows, n, partial(self._times, self.n, n))
-        return n
+        return rows, n
 
     def _times(self, start: int, n: int) -> Iterable[list[float]]:
         return [x.tolist() for x in self.ticks.step(start, start + n)]
 
-    def _adaptive(self, rows: Leaves) -> int:
-        """Attempts steps until the buffers are full or the walk is through."""
+    def _adaptive(
+        self, rows: Leaves, stop: int | None, pull: Pullback | None
+    ) -> tuple[Leaves, int]:
+        """Attempts steps until the buffers are full, or state `stop` is reached, or the end."""
         run, control = self.run, self.control
         assert control is not None
         limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
         segments = number(len(run.times) - 1, self.device)
-        loop = self.programs.adaptive_march(control.norm, len(self.landings), self.pull)
-        zero = number(0, self.device)
-        fraction, place = rows_like((zero.double(), zero), self.size)
-        march = self.march._replace(row=zero)
+        loop = self.programs.adaptive_march(control.norm, len(self.landings), pull)
+        zero, size = number(0, self.device), len(rows[0])
+        fraction, place = rows_like((zero.double(), zero), size)
+        # A loop ends with its last row: if it has to end earlier, it does not begin with the first.
+        begin = 0 if stop is None else max(0, size - (stop - self.n))
+        march = self.march._replace(row=number(begin, self.device))
         while True:
             attempts = int(march.attempts)
             found = loop(
@@ -172,17 +199,20 @@ class _Forward:
             run.field.evaluations += attempts * self.programs.step_evaluations
             if not bool(march.stuck):
                 break
-            run.stats.rejected = int(march.attempts) - self.n - int(march.row)
-            accepted, run.stats.accepted = run.stats.accepted, self.n + int(march.row)
+            taken = self.n + int(march.row) - begin
+            run.stats.rejected = int(march.attempts) - taken
+            accepted, run.stats.accepted = run.stats.accepted, taken
             numbers = (float(march.t), float(march.taken), float(march.h), float(march.ratio))
             check_size(run, control, *numbers)
             check_count(run, numbers[0], numbers[1])
             run.stats.accepted = accepted
             march = march._replace(stuck=number(False, self.device))
-        self.march, n = march, int(march.row)
+        self.march, end = march, int(march.row)
+        n, rows = end - begin, rows if begin == 0 else tuple(x[begin:] for x in rows)
         run.stats.rejected = int(march.attempts) - self.n - n
-        self._note(rows, fraction[:n].tolist(), place[:n].tolist(), int(march.segment))
-        return n
+        fractions, places = fraction[begin:end].tolist(), place[begin:end].tolist()
+        self._note(rows, fractions, places, int(march.segment))
+        return rows, n
 
     def _note(self, rows: Leaves, fractions: list[float], places: list[int], segment: int) -> None:
         """Completes the grid by the steps of a chunk, and puts out what landed."""
@@ -196,7 +226,7 @@ class _Forward:
             if (places[r + 1] if r + 1 < n else segment) > j:
                 self.segments.append(Nodes(tuple(self.fractions)))
                 self.fractions = [0.0]
-                self._output(j + 1, self._row(rows, r + 1, n))
+                self.outputs.put(j + 1, self._row(rows, r + 1, n)[: self.n_y])
         self._report(rows, n, lambda: (t, dt))
         if self._through():
             self.run.grid = Grid(tuple(self.segments))
@@ -204,10 +234,6 @@ class _Forward:
     def _row(self, rows: Leaves, r: int, n: int) -> Leaves:
         """The state before step r of a chunk of n steps, or after its last."""
         return self.state if r == n else tuple(x[r] for x in rows[: len(self.state)])
-
-    def _output(self, j: int, state: Leaves) -> None:
-        for y, leaf in zip(self.ys, state, strict=False):
-            y[j] = leaf
 
     def _report(self, rows: Leaves, n: int, step: Callable[[], Iterable[list[float]]]) -> None:
         """Counts the steps of a chunk and tells the monitor."""
