@@ -103,7 +103,10 @@ def test_every_schedule_gives_the_same(
     close(sol.ys, all_stored.ys, 0.0)
     assert relative(found, expected) <= 1e-12
     n = sol.stats.accepted
-    assert sol.stats.recomputed == sum(min(k, n - i) - 1 for i in range(0, n, k))
+    blocks = [min(k, n - i) for i in range(0, n, k)]
+    if not isinstance(stepsize, odegrad.PID):  # the forward sweep kept the last block, a full one
+        del blocks[0]
+    assert sol.stats.recomputed == sum(b - 1 for b in blocks)
 
 
 @pytest.mark.parametrize("k", [3, 10])

@@ -63,6 +63,8 @@ def test_every_schedule_gives_the_same(scheme: Any, stepsize: Any, k: int) -> No
     assert relative(found, expected) <= 1e-13
     n = sol.stats.accepted
     blocks = [min(k, n - i) for i in range(0, n, k)]
+    if not isinstance(stepsize, odegrad.PID):  # the forward sweep kept the last block, a full one
+        del blocks[0]
     assert sol.stats.recomputed == sum(b - 1 for b in blocks)
 
 

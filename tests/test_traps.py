@@ -59,13 +59,13 @@ def test_trap_2_planted_double_count(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = ExplicitRungeKutta.step_vjp
 
     def doubled(
-        self: Any, field: Any, t: Any, dt: Any, y: Any, carry: Any, p: Any, *rest: Any
+        self: Any, field: Any, t: Any, dt: Any, y: Any, carry: Any, p: Any, *rest: Any, **more: Any
     ) -> Any:
-        grads = honest(self, field, t, dt, y, carry, p, *rest)
+        grads = honest(self, field, t, dt, y, carry, p, *rest, **more)
         if grads.carry is None:
             return grads
-        _, more, _ = field.vjp(t, y, p, grads.carry)
-        return grads._replace(y=tuple(a + b for a, b in zip(grads.y, more, strict=True)))
+        _, again, _ = field.vjp(t, y, p, grads.carry)
+        return grads._replace(y=tuple(a + b for a, b in zip(grads.y, again, strict=True)))
 
     expected, _ = autonomous().gradient(Tape(), odegrad.Dopri5(), Steps(2))
     monkeypatch.setattr(ExplicitRungeKutta, "step_vjp", doubled)

@@ -7,10 +7,12 @@ ys computed by the accepted steps, each interior grid time held at its fixed fra
 from importlib.metadata import PackageNotFoundError, version
 
 from odegrad import errors, schemes
-from odegrad.checkpoints import Every, Keep, StoreAll
-from odegrad.gradients import Backsolve, Discrete, Tape
+from odegrad.budget import Share
+from odegrad.checkpoints import Binomial, Blockwise, Every, Keep, Online, Rewind, StoreAll
+from odegrad.gradients import Backsolve, Discrete, Plan, Tape
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
+from odegrad.plan import plan
 from odegrad.schemes import (
     RK4,
     RK38,
@@ -40,6 +42,13 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "plan",
+    "Share",
+    "Rewind",
+    "Plan",
+    "Online",
+    "Blockwise",
+    "Binomial",
     "PID",
     "RK4",
     "RK38",

@@ -41,7 +41,9 @@ def peak_bytes(thunk: Callable[[], object], device: torch.device) -> int:
     for thread in records:
         for event in thread:
             if event.kind() == "memory_alloc":
-                held += event.cpu_memory_usage() if device.type == "cpu" else event.cuda_memory_usage()
+                held += (
+                    event.cpu_memory_usage() if device.type == "cpu" else event.cuda_memory_usage()
+                )
                 most = max(most, held)
     return most
 
@@ -81,7 +83,11 @@ class _Storages(TorchDispatchMode):
         self._held = self.most = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
         for x in pytree.tree_leaves((args, given)):
@@ -95,7 +101,7 @@ class _Storages(TorchDispatchMode):
         if not isinstance(x, Tensor) or x.layout is not torch.strided or x.device != self._device:
             return
         storage = x.untyped_storage()
-        key = storage._cdata
+        key = storage._cdata  # pyright: ignore[reportPrivateUsage]
         if key not in self._sizes:
             self._sizes[key] = size = storage.nbytes() if new else 0
             self._held += size

@@ -17,8 +17,7 @@ _UNITS = {"": 1} | {
     prefix + unit: base ** (i + 1)
     for unit, base in (("B", 1000), ("iB", 1024))
     for i, prefix in enumerate("KMGT")
-}
-_UNITS |= {"B": 1, "kB": 1000}
+} | {"B": 1, "kB": 1000}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _fixed_bytes(memory: object) -> int:
         if match is None or match[2] not in _UNITS:
             raise InvalidValueError(
                 f"memory={memory!r} is not a size; write a number and one of "
-                f"{', '.join(x for x in _UNITS if x)}, such as \"256MiB\""
+                f'{", ".join(x for x in _UNITS if x)}, such as "256MiB"'
             )
         value = float(match[1]) * _UNITS[match[2]]
     elif isinstance(memory, int) and not isinstance(memory, bool):

@@ -13,6 +13,7 @@ __all__ = [
     "InvalidTypeError",
     "InvalidValueError",
     "MaxStepsError",
+    "MemoryBudgetError",
     "MissingDependencyError",
     "NonFiniteDerivativeError",
     "NonFiniteInputError",
@@ -48,6 +49,10 @@ class FieldOutputError(OdegradError, ValueError):
 
 class NonFiniteInputError(InvalidValueError):
     """The initial state or the times contain NaN or infinity."""
+
+
+class MemoryBudgetError(InvalidValueError):
+    """A solve does not fit into the memory that was allowed."""
 
 
 class UnreachableTensorError(OdegradError, RuntimeError):

@@ -11,7 +11,7 @@ saw: parameters and autocast (`VectorField.bound`), random numbers and buffers (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +77,18 @@ class VectorField:
         self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.evaluations = 0
         self.transposes = 0
+
+    @property
+    def owner(self) -> object:
+        """What f belongs to: the object whose method it is, else f."""
+        f = self._functions[0]
+        return getattr(f, "__self__", f)
+
+    @property
+    def key(self) -> Hashable:
+        """What else than shapes the memory that f takes depends on: modes of modules, autocast."""
+        modes = tuple(mode for _, mode in self._captures.modes)
+        return (self.n_state, len(self._functions), modes, self.autocast, self.stochastic)
 
     # What f reads.
 
@@ -151,6 +163,10 @@ class VectorField:
                     "between the solve and its backward pass, which has to evaluate f again. Call "
                     "backward first, or give f a copy; gradient=Tape() does not evaluate f again"
                 )
+
+    def forget(self) -> None:
+        """Lets go of what f returned last."""
+        self._returned = []
 
     def observed(self, thunk: Callable[[], T]) -> T:
         """thunk(), noting whether f drew random numbers that `discover` did not see."""

@@ -32,7 +32,9 @@ class LabelLoss:
         p: The tensors that the vector field reads.
 
     Attributes:
-        p: These, and behind them what the loss reads besides: what the solve is differentiated for.
+        function: As given.
+        p: Those tensors, and behind them what the loss reads besides: all that the solve is
+            differentiated for.
 
     Raises:
         InvalidTypeError: If the result is not one real number.
@@ -47,7 +49,7 @@ class LabelLoss:
         y0: Leaves,
         p: Leaves,
     ) -> None:
-        self._loss, self._state, self._n_state = loss, state, len(y0)
+        self.function, self._state, self._n_state = loss, state, len(y0)
         self._args = Structure(args)
         self._arg_leaves: list[Any] = self._args.flatten(args) or []
         tensors = [x for x in self._arg_leaves if isinstance(x, Tensor)]
@@ -55,9 +57,7 @@ class LabelLoss:
         given = tuple(x.detach() for x in tensors)
         functions = [loss, *(x for x in self._arg_leaves if callable(x))]
         device = y0[0].device
-        self._captures = capture(
-            functions, lambda: self._value(0, y, given), [*y, *given], device
-        )
+        self._captures = capture(functions, lambda: self._value(0, y, given), [*y, *given], device)
         if self._captures.stochastic or self._captures.changing:
             raise RandomFieldError(
                 "loss_at draws random numbers or changes buffers (dropout or batch normalization in "
@@ -144,7 +144,7 @@ class LabelLoss:
     def _value(self, j: int, y: Leaves, args: Leaves) -> Tensor:
         tensors = iter(args)
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
-        value = self._loss(j, self._state.unflatten(y), *self._args.unflatten(leaves))
+        value = self.function(j, self._state.unflatten(y), *self._args.unflatten(leaves))
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != 1:
             got = type(value).__name__
             if isinstance(value, Tensor):

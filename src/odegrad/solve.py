@@ -1,40 +1,22 @@
-"""The one entry: check the input, assemble a run, solve."""
+"""The one entry: assemble a run, solve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odegrad.errors import (
-    GradientUnavailableError,
-    InvalidTypeError,
-    InvalidValueError,
-    OdegradWarning,
-)
-from odegrad.field import VectorField
-from odegrad.gradients import Discrete, Gradient, Tape
-from odegrad.gradients.base import forward_transform
-from odegrad.inputs import (
-    check_choices,
-    check_loss,
-    check_result,
-    checked_state,
-    checked_times,
-)
-from odegrad.labelloss import LabelLoss
+from odegrad.assemble import Problem, assemble, warn
+from odegrad.gradients import Discrete, Gradient
+from odegrad.inputs import check_loss, check_result
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
-from odegrad.state import Leaves
 from odegrad.stepsize import PID, AdaptiveStepSize, StepSize
-from odegrad.substitute import substituted
-from odegrad.sweeps import Monitor, Run, StepInfo, forward
-
-if TYPE_CHECKING:
-    from odegrad.compiled import Programs
+from odegrad.sweeps import StepInfo, forward
 
 __all__ = ["solve"]
 
@@ -115,106 +97,58 @@ def solve(
         >>> print(f"{sol.ys[-1].item():.6f} {rate.grad.item():.6f}")  # exp(-2), -exp(-2)
         0.135335 -0.135335
     """
-    check_choices(f, scheme, stepsize, gradient, max_steps)
-    # Under a transform numbers cannot be looked at, so their finiteness is not checked.
-    transformed = forward_transform()
-    if transformed and not isinstance(gradient, Tape):
-        raise GradientUnavailableError(
-            f"{transformed} does not go through gradient={gradient}; use gradient=odegrad.Tape(), "
-            "whose steps are ordinary differentiable operations"
-        )
-    check_finite = check_finite and not transformed
-    leaves, structure = checked_state(y0, check_finite)
-    times_tensor, times = checked_times(ts)
-    # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
-    leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
-    if not isinstance(args, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidTypeError(
-            f"args must be a tuple, received {type(args).__name__}; write args=(x,)"
-        )
-    if loss_at is not None and not isinstance(gradient, Discrete | Tape):
-        raise InvalidValueError(
-            f"loss_at goes with gradient=Discrete() or Tape(), received {gradient}; "
-            "compute the loss from the ys that are returned without it"
-        )
-    if compile and not isinstance(gradient, Discrete):
-        raise InvalidValueError(
-            f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
-            "autograd graph of every operation; leave compile out"
-        )
-
-    def finish(field: VectorField, p: Leaves, programs: Programs | None) -> Solution:
-        y = (*leaves, *field.cost_leaves(times[0], leaves, p))
-        monitor = None
-        if progress or callback is not None:
-            monitor = Monitor(
-                times, lambda x: structure.unflatten(x[: len(leaves)]), callback, progress
-            )
-        loss = None
-        if loss_at is not None:
-            loss = LabelLoss(loss_at, structure, args, leaves, p)
-            p = tuple(map(substituted, loss.p))
-        eps = torch.finfo(times_tensor.dtype).eps
-        run = Run(
-            field, scheme, stepsize, times, eps, max_steps, monitor, programs=programs, loss=loss
-        )
-        needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor))
-        if needed or transformed:
-            ys = gradient.solve(run, y, p, times_tensor)
-        elif programs is not None:
-            from odegrad.sweeps import compiled
-
-            ys = compiled.forward(run, programs, y, p)[0]
-        else:
-            with torch.no_grad():
-                ys = field.bound(p, lambda: forward(run, y, p, times)[0])
-        n = len(leaves)
-        if loss is not None:
-            if check_finite:
-                check_loss(ys[0], times)
-            return Solution(
-                ys=None,
-                ts=times_tensor,
-                stats=run.stats,
-                status=Status.SUCCESS,
-                grid=run.accepted_grid,
-                running=ys[1] if running is not None else None,
-                loss=ys[0],
-            )
-        if check_finite and not isinstance(stepsize, AdaptiveStepSize):
-            check_result(ys, times)
-        return Solution(
-            ys=structure.unflatten(ys[:n]),
-            ts=times_tensor,
-            stats=run.stats,
-            status=Status.SUCCESS,
-            grid=run.accepted_grid,
-            running=ys[n] if running is not None else None,
-        )
-
+    assembled = partial(
+        assemble,
+        f,
+        y0,
+        ts,
+        args,
+        scheme=scheme,
+        stepsize=stepsize,
+        gradient=gradient,
+        running=running,
+        loss_at=loss_at,
+        max_steps=max_steps,
+        check_finite=check_finite,
+        progress=progress,
+        callback=callback,
+    )
     if compile:
-        from odegrad.compiled import NotCompilable, prepare  # what they import takes its time
+        from odegrad.compiled import NotCompilable  # what it imports takes its time
 
         try:
-            prepared = prepare(f, running, structure, leaves, args, times[0], scheme, stepsize)
-            return finish(prepared.field, prepared.field.arguments, prepared.programs)
+            return _solved(assembled(compile=True))
         except NotCompilable as reason:
-            _warn(f"compile=True has no effect on this solve: {reason}")
-    field = VectorField(f, structure, leaves, args, running)
-    p = field.arguments
-    # Without gradients, adaptive steps still have to know whether f draws random numbers.
-    if torch.is_grad_enabled() or isinstance(stepsize, AdaptiveStepSize):
-        p = field.discover(times[0], leaves)
-        if field.stochastic and isinstance(stepsize, AdaptiveStepSize):
-            _warn(
-                "f draws random numbers (dropout in train mode, noise), so the error estimate of "
-                "adaptive steps is meaningless; use model.eval(), fixed steps, or noise drawn once "
-                "outside f"
-            )
-    return finish(field, tuple(map(substituted, p)), None)
+            warn(f"compile=True has no effect on this solve: {reason}")
+    return _solved(assembled(compile=False))
 
 
-def _warn(message: str) -> None:
-    import warnings
+def _solved(problem: Problem) -> Solution:
+    """Solves what was assembled."""
+    run, y, p, ts = problem.run, problem.y, problem.p, problem.ts
+    if problem.differentiated:
+        outputs = problem.gradient.solve(run, y, p, ts)
+    elif run.programs is not None:
+        from odegrad.sweeps import compiled
 
-    warnings.warn(message, OdegradWarning, stacklevel=3)
+        outputs = compiled.forward(run, run.programs, y, p)[0]
+    else:
+        with torch.no_grad():
+            outputs = run.field.bound(p, lambda: forward(run, y, p, run.times)[0])
+    ys, n = None, 1
+    if run.loss is None:
+        n = run.field.n_state
+        if problem.check_finite and not isinstance(run.stepsize, AdaptiveStepSize):
+            check_result(outputs, run.times)
+        ys = problem.structure.unflatten(outputs[:n])
+    elif problem.check_finite:
+        check_loss(outputs[0], run.times)
+    return Solution(
+        ys=ys,
+        ts=ts,
+        stats=run.stats,
+        status=Status.SUCCESS,
+        grid=run.accepted_grid,
+        running=outputs[n] if len(outputs) > n else None,
+        loss=None if run.loss is None else outputs[0],
+    )

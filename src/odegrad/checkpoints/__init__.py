@@ -6,18 +6,23 @@ from odegrad.checkpoints.actions import (
     Drop,
     Keep,
     Restore,
-    Rewind,
     Store,
     Tier,
     Transpose,
+    Unstep,
 )
 from odegrad.checkpoints.base import Bounds, Checkpoints, Hold
+from odegrad.checkpoints.binomial import Binomial, advances
 from odegrad.checkpoints.blockwise import Blockwise, Every
+from odegrad.checkpoints.online import Online
+from odegrad.checkpoints.rewind import Rewind
 from odegrad.checkpoints.store_all import StoreAll
+from odegrad.checkpoints.tiered import Tiered
 
 __all__ = [
     "Action",
     "Advance",
+    "Binomial",
     "Blockwise",
     "Bounds",
     "Checkpoints",
@@ -25,10 +30,14 @@ __all__ = [
     "Every",
     "Hold",
     "Keep",
+    "Online",
     "Restore",
     "Rewind",
     "Store",
     "StoreAll",
     "Tier",
+    "Tiered",
     "Transpose",
+    "Unstep",
+    "advances",
 ]

@@ -7,8 +7,9 @@ State i is the state (with its carry) before step i. An engine that executes a s
 * a *tape*: of one range of consecutive steps, what their transposes need (see `Keep`).
 
 State 0 is current when the forward sweep begins, and the one that `Checkpoints.holds` names when the
-backward sweep does; what is on the tape then is what the forward sweep left there. The idea of a schedule as an iterator of such actions, interpreted by
-something that knows nothing of its plan, is that of Dolci et al., *checkpoint_schedules*, JOSS 9 (2024).
+backward sweep does; what is on the tape then is what the forward sweep left there. The idea of a
+schedule as an iterator of such actions, interpreted by something that knows nothing of its plan, is
+that of Dolci et al., *checkpoint_schedules*, JOSS 9 (2024).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["Action", "Advance", "Drop", "Keep", "Restore", "Rewind", "Store", "Tier", "Transpose"]
+__all__ = ["Action", "Advance", "Drop", "Keep", "Restore", "Store", "Tier", "Transpose", "Unstep"]
 
 
 class Keep(enum.Enum):
@@ -87,16 +88,6 @@ class Drop(NamedTuple):
     i: int
 
 
-class Rewind(NamedTuple):
-    """Make state `stop` current by taking the steps start − 1, …, stop back from state `start`.
-
-    The current state is state `start`; the scheme has to be reversible.
-    """
-
-    start: int
-    stop: int
-
-
 class Transpose(NamedTuple):
     """Transpose the steps stop − 1, …, start, in this order.
 
@@ -108,4 +99,14 @@ class Transpose(NamedTuple):
     stop: int
 
 
-Action: TypeAlias = Advance | Store | Restore | Drop | Rewind | Transpose
+class Unstep(NamedTuple):
+    """Make state `stop` current by taking the steps start − 1, …, stop back from state `start`.
+
+    The current state is state `start`; the scheme has to be reversible.
+    """
+
+    start: int
+    stop: int
+
+
+Action: TypeAlias = Advance | Store | Restore | Drop | Transpose | Unstep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from odegrad.checkpoints.actions import Action, Advance, Drop, Keep, Restore, Store, Transpose
@@ -19,8 +19,8 @@ class Blockwise:
     """A schedule over blocks of steps, each block taken again as a whole when its turn comes.
 
     Only states at the starts of blocks are stored, those that `schedule` says. To transpose a block, its
-    steps are taken again onto the tape, with what `keep` says of each. The last block is kept by the
-    forward sweep, if the number of steps is known in advance.
+    steps are taken again onto the tape, with what `keep` says of each. If the number of steps is known in
+    advance, the last block is kept by the forward sweep, and it is the first one that may be shorter.
 
     With `Keep.GRAPH` this costs as many evaluations as keeping every state, 2F + V, in as little memory
     as √N states and the graphs of √N steps; with fewer stored states, the recomputation of `schedule`
@@ -75,18 +75,18 @@ class Blockwise:
 
     def forward(self, n: int | None) -> Iterator[Action]:
         """Advances through the blocks, storing the starts that the schedule says."""
-        blocks = None if n is None else self._count(n)
+        blocks, edge = None if n is None else self._count(n), self._edges(n, known=True)
         for action in self._units.forward(blocks):
-            action = self._scaled(action, n)
+            action = self._scaled(action, edge)
             if n is not None and isinstance(action, Advance) and action.stop == n:
                 action = action._replace(keep=self.keep)
             yield action
 
     def backward(self, n: int, known: bool) -> Iterator[Action]:
         """Takes block after block again, from the last, and transposes it."""
-        taped = known
+        taped, edge = known, self._edges(n, known)
         for action in self._units.backward(self._count(n), known):
-            action = self._scaled(action, n)
+            action = self._scaled(action, edge)
             if isinstance(action, Transpose):
                 if not taped:
                     yield Advance(action.start, action.stop, keep=self.keep)
@@ -96,21 +96,30 @@ class Blockwise:
     def _count(self, n: int) -> int:
         return -(-n // self.length)
 
-    def _scaled(self, action: Action, n: int | None) -> Action:
-        """An action on blocks as one on steps."""
+    def _edges(self, n: int | None, known: bool) -> Callable[[int], int]:
+        """Where a block begins."""
         k = self.length
+        if n is None:
+            return lambda b: b * k
+        if not known:
+            return lambda b: min(b * k, n)
+        first = n - self._count(n) * k  # negative or 0: the first block may be shorter
+        return lambda b: max(0, first + b * k)
+
+    def _scaled(self, action: Action, edge: Callable[[int], int]) -> Action:
+        """An action on blocks as one on steps."""
         match action:
             case Advance(start, stop, every, _):
-                stop = None if stop is None else stop * k if n is None else min(stop * k, n)
-                return Advance(start * k, stop, None if every is None else every * k)
+                end = None if stop is None else edge(stop)
+                return Advance(edge(start), end, None if every is None else every * self.length)
             case Store(i, tier):
-                return Store(i * k, tier)
+                return Store(edge(i), tier)
             case Restore(i):
-                return Restore(i * k)
+                return Restore(edge(i))
             case Drop(i):
-                return Drop(i * k)
+                return Drop(edge(i))
             case Transpose(start, stop):
-                return Transpose(start * k, stop * k if n is None else min(stop * k, n))
+                return Transpose(edge(start), edge(stop))
             case _:
                 raise AssertionError(f"{action} has no place in a blockwise schedule")
 
@@ -119,8 +128,9 @@ class Blockwise:
 class Every:
     """Keeps the state before every k-th step; every block of k steps is taken again once.
 
-    N/k + k states with `Keep.STATE`: √N for k keeps the fewest. With `Keep.GRAPH` N/k states and k graphs,
-    and no more evaluations than if every state were kept. The same as ``Blockwise(StoreAll(), k, keep)``.
+    N/k + k states with `Keep.STATE`: √N for k keeps the fewest. With `Keep.GRAPH` N/k states and k
+    graphs, and no more evaluations than if every state were kept. The same as
+    ``Blockwise(StoreAll(), k, keep)``.
 
     Arguments:
         k: The distance of stored states in steps.
@@ -189,8 +199,9 @@ class _Starts:
         if n is None:
             yield Advance(0, None, every=1)
             return
-        if n > 1:
-            yield Advance(0, n - 1, every=1)
+        for i in range(n - 1):
+            yield Store(i)
+            yield Advance(i, i + 1)
         yield Advance(n - 1, n)
 
     def backward(self, n: int, known: bool) -> Iterator[Action]:

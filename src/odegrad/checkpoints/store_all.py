@@ -55,4 +55,3 @@ class StoreAll:
         """Transposes all steps."""
         del known
         yield Transpose(0, n)
-

@@ -6,11 +6,12 @@ from odegrad.compiled.controller import March, constants
 from odegrad.compiled.deferred import Rows
 from odegrad.compiled.inductor import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
-from odegrad.compiled.programs import Programs, Transposed
+from odegrad.compiled.programs import CHUNK_BYTES, Programs, Transposed
 from odegrad.compiled.pullback import Pullback
 from odegrad.compiled.tracing import NotCompilable
 
 __all__ = [
+    "CHUNK_BYTES",
     "Blocks",
     "March",
     "NotCompilable",

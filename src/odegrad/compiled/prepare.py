@@ -14,7 +14,7 @@ from torch.utils._device import DeviceContext
 from odegrad.capture import unread
 from odegrad.compiled.capture import CapturedFunction, capture_function
 from odegrad.compiled.inductor import compiler_obstacle, current_backend
-from odegrad.compiled.programs import Programs
+from odegrad.compiled.programs import CHUNK_BYTES, Programs
 from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField
 from odegrad.scan import global_names
@@ -44,6 +44,7 @@ def prepare(
     t: float,
     scheme: Scheme,
     stepsize: StepSize,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Prepared:
     """Captures f and the running cost at (t, y), and finds the programs made for them before.
 
@@ -56,6 +57,7 @@ def prepare(
         t: The initial time.
         scheme: The scheme.
         stepsize: The step sizes.
+        chunk_bytes: The most bytes that a chunk of steps fills in the forward sweep.
 
     Raises:
         NotCompilable: If one of them cannot be captured, draws random numbers, or writes into what it
@@ -64,7 +66,7 @@ def prepare(
     """
     _check_surroundings(stepsize, y)
     with LOCK:
-        return _prepare(f, running, state, y, args, t, scheme)
+        return _prepare(f, running, state, y, args, t, scheme, chunk_bytes)
 
 
 def _prepare(
@@ -75,6 +77,7 @@ def _prepare(
     args: tuple[Any, ...],
     t: float,
     scheme: Scheme,
+    chunk_bytes: int,
 ) -> Prepared:
     time = torch.full((), t, dtype=widest_real_dtype(y), device=y[0].device)
     p: list[Tensor] = []
@@ -92,12 +95,12 @@ def _prepare(
     field = pure(y, tuple(p))
     cost_key = None if graph_cost is None else (id(graph_cost.graph), graph_cost.roles)
     shapes = tuple((x.shape, x.dtype, x.device) for x in y)
-    key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend())
+    key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend(), chunk_bytes)
     programs = graph_f.graph.programs.get(key)
     if programs is None:
         _trace_once(graph_f, time, y, p)
         cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p[:read])), t, y)
-        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p[:read]))
+        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p[:read]), chunk_bytes)
         graph_f.graph.programs[key] = programs
     return Prepared(field, programs)
 
@@ -158,7 +161,7 @@ def _check(plain: VectorField, pure: VectorField, t: float, y: Leaves) -> Leaves
         raise NotCompilable("f draws random numbers (dropout in train mode, noise)")
     if plain.changes_buffers:
         raise NotCompilable("f changes buffers that it reads (batch normalization in train mode)")
-    cost = plain.cost_leaves(t, y, plain.arguments)
+    cost = plain.cost_leaves(t, y, p)
     _compare({plain: p, pure: pure.arguments}, t, (*y, *cost))
     return cost
 

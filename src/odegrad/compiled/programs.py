@@ -27,11 +27,11 @@ from odegrad.schemes.base import Scheme, Step
 from odegrad.state import Leaves, nbytes
 from odegrad.stepsize.pid import CONSTANTS
 
-__all__ = ["Programs", "Transposed"]
+__all__ = ["CHUNK_BYTES", "Programs", "Transposed"]
 
 _MOST_ROWS = 128
 """Longer chunks gain nothing: a chunk costs about as much as a step."""
-_CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 32 << 20
 _SCRATCH_BYTES = 4 << 20
 """What the backward sweep writes and reads again at once should stay in a cache."""
 
@@ -67,6 +67,7 @@ class Programs:
         y: A state, with its quadratures.
         n_state: How many leaves f reads.
         p: The tensors that f reads.
+        chunk_bytes: The most bytes that a chunk of steps fills in the forward sweep.
 
     Attributes:
         n_read: How many tensors f reads.
@@ -82,8 +83,9 @@ class Programs:
         y: Leaves,
         n_state: int,
         p: Leaves,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self.scheme = scheme
+        self.scheme, self.chunk_bytes = scheme, chunk_bytes
         self._backend: Backend = current_backend()
         self._fakes = Fakes()
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
@@ -110,12 +112,12 @@ class Programs:
     def rows(self, pull: Pullback | None) -> int:
         """The most steps in a chunk of the forward sweep."""
         kept = pull.kept if pull else ()
-        return _chunk(_CHUNK_BYTES, [*self._y, *self._carry, *kept])
+        return _chunk(self.chunk_bytes, [*self._y, *self._carry, *kept])
 
     def pulled_rows(self, pull: Pullback) -> int:
         """The most steps in a chunk of the backward sweep."""
         return (
-            min(self.rows(pull), _chunk(_SCRATCH_BYTES, pull.rows))
+            min(self.rows(pull), _chunk(min(_SCRATCH_BYTES, self.chunk_bytes), pull.rows))
             if pull.rows
             else self.rows(pull)
         )

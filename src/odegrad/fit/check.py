@@ -60,8 +60,8 @@ class GradientCheck:
     costs: tuple[GradientCost, ...]
     size: int
     norm: float
-    solve: dict[str, int]
-    stats: dict[str, int]
+    solve: dict[str, int | float | None]
+    stats: dict[str, int | float | None]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -83,7 +83,7 @@ def check_gradients(fitted: Fitted, times: Tensor, runs: int = RUNS) -> Gradient
     weights = torch.randn(recorded.ys.shape, generator=seed, dtype=torch.float64).to(recorded.ys)
     parameters = list(fitted.model.parameters())
 
-    def once(gradient: Gradient, stepsize: StepSize | None) -> tuple[Tensor, dict[str, int]]:
+    def once(gradient: Gradient, stepsize: StepSize | None) -> tuple[Tensor, dict[str, int | float | None]]:
         sol = fitted.solve(times, gradient=gradient, stepsize=stepsize)
         grads = torch.autograd.grad((sol.ys * weights).sum(), parameters)
         return torch.cat([g.reshape(-1) for g in grads]), sol.stats.as_dict()

@@ -3,6 +3,7 @@
 from odegrad.gradients.backsolve import Backsolve
 from odegrad.gradients.base import Gradient
 from odegrad.gradients.discrete import Discrete
+from odegrad.gradients.planning import Plan
 from odegrad.gradients.tape import Tape
 
-__all__ = ["Backsolve", "Discrete", "Gradient", "Tape"]
+__all__ = ["Backsolve", "Discrete", "Gradient", "Plan", "Tape"]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
-from odegrad.errors import InvalidTypeError
+from odegrad.budget import Share, budget_bytes, check_budget
+from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
 from odegrad.gradients.node import Rule, apply, graph_is_retained
+from odegrad.gradients.planning import Plan, check_plan, chosen, planned
+from odegrad.gradients.rehearsal import Rehearsal
 from odegrad.grid import Clock, stack_times
 from odegrad.state import Leaves, OptionalLeaves
+from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Kept, Landings, Run, backward, forward
 from odegrad.sweeps.forward import replay
+from odegrad.sweeps.steps import fixed_grid
 
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
@@ -28,9 +33,8 @@ __all__ = ["Discrete"]
 class Discrete(Gradient):
     """The discrete adjoint: the transpose of every accepted step, in reverse order.
 
-    Equal to `Tape` up to rounding, without keeping the graph of any evaluation: between the sweeps
-    only the states that `checkpoints` names are kept. Second and higher derivatives are exact, too,
-    at the memory of `Tape`.
+    Equal to `Tape` up to rounding, in as much memory as `checkpoints` or `memory` say. Second and higher
+    derivatives are exact, too, at the memory of `Tape`.
 
     f is evaluated again in the backward sweep, with the same parameters, buffers, training mode,
     autocast state and random numbers of torch's default generators. What else f may depend on (a
@@ -40,31 +44,161 @@ class Discrete(Gradient):
     only.
 
     Arguments:
-        checkpoints: What to keep; `StoreAll` (default) or `Every(k)`.
+        checkpoints: What to keep: a schedule such as `StoreAll`, `Every`, `Binomial`, `Online`,
+            `Blockwise`, `Tiered` or `Rewind`. None leaves it to `memory`.
+        memory: The most bytes that the solve and its gradient may take: all that is kept, the outputs and
+            their cotangents, and the working set of a transposed step, which is measured once for an f.
+            An int, a text such as ``"256MiB"``, or a `Share` of the free memory. If there are
+            `checkpoints`, they are checked against it, else the schedule is chosen that takes the fewest
+            steps again. `odegrad.plan` shows it. None (default) is no limit: without `checkpoints`,
+            `StoreAll` then, whatever memory is free.
 
     Raises:
-        InvalidTypeError: If `checkpoints` is not a schedule.
+        InvalidTypeError: If `checkpoints` is not a schedule, or `memory` not a size.
+        InvalidValueError: If `memory` is not positive or has an unknown unit.
+        MemoryBudgetError: When solving, before the first step, if the memory is too little.
+
+    Example:
+        >>> import odegrad
+        >>> small = odegrad.Discrete(memory="64MiB")
+        >>> optimal = odegrad.Discrete(odegrad.Binomial(8))
     """
 
-    checkpoints: Checkpoints = field(default_factory=StoreAll)
+    checkpoints: Checkpoints | None = None
+    memory: int | str | Share | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.checkpoints, type) or not isinstance(self.checkpoints, Checkpoints):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given = self.checkpoints
+        if isinstance(given, type) or not (given is None or isinstance(given, Checkpoints)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidTypeError(
-                "checkpoints must be a schedule such as StoreAll() or Every(10), "
+                "checkpoints must be a schedule such as StoreAll() or Binomial(8), "
                 f"received {self.checkpoints!r}"
             )
+        if self.memory is not None:
+            check_budget(self.memory)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether steps are taken back."""
+        return isinstance(self.checkpoints, Rewind)
+
+    def chunk_bytes(self) -> int:
+        """The most bytes that a chunk of steps of the compiled engine should fill.
+
+        A power of two, so that few sizes are compiled, and an eighth of the budget at most.
+        """
+        from odegrad.compiled import CHUNK_BYTES
+
+        if self.memory is None or isinstance(self.memory, Share):
+            return CHUNK_BYTES
+        allowed = budget_bytes(self.memory, torch.device("cpu")) // 8
+        return min(CHUNK_BYTES, 1 << max(10, allowed.bit_length() - 1))
 
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
         """Solves inside one autograd node."""
+        checkpoints = self.checkpoints or StoreAll()
+        if self.memory is not None and len(run.times) > 1:
+            plan = self.plan(run, y0, p, ts, None)
+            checkpoints = plan.checkpoints
+            run.stats.peak_bytes = plan.output_bytes + plan.working_bytes
+        _check_field(run, checkpoints)
         if run.programs is not None:
-            rule = _compiled(run, run.programs, self.checkpoints, len(y0), p, ts)
+            rule = _compiled(run, run.programs, checkpoints, len(y0), p, ts)
         else:
-            rule = _eager(run, self.checkpoints, len(y0), (*p, ts))
+            rule = _eager(run, checkpoints, len(y0), (*p, ts))
         return apply(rule, (*y0, *p, ts))
 
+    def plan(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor, n_steps: int | None) -> Plan:
+        """The schedule that `solve` would run, and what it would need.
 
-def _eager(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> Rule:
+        Arguments:
+            run: The solve, before it was run.
+            y0: The initial state.
+            p: The tensors that f reads.
+            ts: The landing times.
+            n_steps: How many steps to expect where that is not known in advance, or None.
+
+        Raises:
+            MemoryBudgetError: If the memory is too little.
+        """
+        n = None
+        if isinstance(run.stepsize, FixedStepSize):
+            n = fixed_grid(run, run.stepsize).n_steps
+        rehearsal = _rehearsal(run, y0, p, ts)
+        budget = None
+        if self.memory is not None:
+            budget = budget_bytes(self.memory, y0[0].device)
+        outputs = 0 if run.loss is not None else len(run.times)
+        checkpoints = self.checkpoints
+        if checkpoints is None and budget is not None:
+            compiled = run.programs is not None
+            checkpoints = chosen(rehearsal, budget, n, outputs, compiled)
+        plan = planned(
+            rehearsal,
+            checkpoints or StoreAll(),
+            budget,
+            n_steps if n is None else n,
+            n is not None,
+            outputs,
+        )
+        check_plan(plan)
+        return plan
+
+
+def _check_field(run: Run, checkpoints: Checkpoints) -> None:
+    """Whether the scheme and the field go with a schedule that rewinds."""
+    if not isinstance(checkpoints, Rewind):
+        return
+    if not run.scheme.reversible:
+        raise InvalidValueError(
+            f"Rewind takes steps back, which {run.scheme} cannot: use scheme=odegrad.ALF(), "
+            f"ReversibleHeun(), or Reversible({run.scheme})"
+        )
+    if run.field.stochastic or run.field.changes_buffers:
+        raise RandomFieldError(
+            "Rewind takes steps back, in another order than that in which f drew random numbers or "
+            "changed buffers; use another schedule, such as Binomial(8), or model.eval()"
+        )
+
+
+def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Rehearsal:
+    n_y, programs = len(y0), run.programs
+    wanted = tuple(map(may_need_gradient, (*p, ts)))
+
+    def chunk(keep: Keep | None) -> int:
+        if programs is None:
+            return 1
+        if keep is not Keep.GRAPH:
+            return programs.rows(None)
+        return programs.rows(programs.pullback(wanted[: programs.n_read], wanted[-1], True))
+
+    def both(
+        run: Run, checkpoints: Checkpoints, y0: Leaves, p: Leaves, ts: Tensor, grads: OptionalLeaves
+    ) -> None:
+        if run.programs is not None:
+            rule = _compiled(run, run.programs, checkpoints, n_y, p, ts, lambda: False)
+        else:
+            rule = _eager(run, checkpoints, n_y, (*p, ts), lambda: False)
+        inputs = (*y0, *p, ts)
+        with torch.no_grad():
+            outputs, tensors = rule.primal(inputs)
+            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted))
+        del outputs
+
+    shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
+    loss = None if run.loss is None else id(run.loss.function)
+    key = (run.scheme, shapes, wanted, run.field.key, loss)
+    owner = run.field.owner if programs is None else programs
+    return Rehearsal(run, y0, p, ts, both, chunk, owner, key)
+
+
+def _eager(
+    run: Run,
+    checkpoints: Checkpoints,
+    n_y: int,
+    others: Leaves,
+    retained: Callable[[], bool] = graph_is_retained,
+) -> Rule:
     """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
 
     Which of `others`, p and ts, may need a cotangent has to be known before a forward sweep that keeps
@@ -100,12 +234,13 @@ def _eager(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> Rule
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         landings = landing_times(ts).detach() if needs[-1] else None
-        retain = graph_is_retained()
+        retain = retained()
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)
         found = run.field.bound(
             p, lambda: backward(run, y0, p, landings, checkpoints, kept, grads, retain)
         )
-        run.mark()
+        if again:
+            run.mark()
         grad_ts = stack_times(found.times, ts) if needs[-1] else None
         cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
@@ -114,7 +249,13 @@ def _eager(run: Run, checkpoints: Checkpoints, n_y: int, others: Leaves) -> Rule
 
 
 def _compiled(
-    run: Run, programs: Programs, checkpoints: Checkpoints, n_y: int, p: Leaves, ts: Tensor
+    run: Run,
+    programs: Programs,
+    checkpoints: Checkpoints,
+    n_y: int,
+    p: Leaves,
+    ts: Tensor,
+    retained: Callable[[], bool] = graph_is_retained,
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
@@ -143,7 +284,7 @@ def _compiled(
     ) -> OptionalLeaves:
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        kept = left[0][0].with_tensors(tensors, left[0][1], graph_is_retained())
+        kept = left[0][0].with_tensors(tensors, left[0][1], retained())
         # What was kept is for all that may need a gradient; else only what does is computed.
         used = pull
         if not keeps:

@@ -165,7 +165,9 @@ class _Engine:
             state = graphs.open(state, self.clock.locate(start)[0])
         elif keep is not None:
             kept.tape = tape = self._tape(keep)
-        end = stop - 1 if keep is Keep.STATE else stop  # a step on the tape by its state is not taken
+        end = (
+            stop - 1 if keep is Keep.STATE else stop
+        )  # a step on the tape by its state is not taken
         walk = steps(run, self.clock, start, end, state[:n], state[n:], p)
         sent: State | None = None
         with torch.set_grad_enabled(graphs is not None):

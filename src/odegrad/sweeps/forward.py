@@ -56,9 +56,9 @@ def forward(
         run.monitor.start("forward")
     try:
         walk = _Walk(run, y, p, landings, outputs, checkpoints)
-        if checkpoints is None:
+        if checkpoints is None or len(run.times) < 2:
             walk.advance(0, None, None, None)
-        elif len(run.times) > 1:
+        else:
             walk.follow(checkpoints)
     finally:
         run.count()
@@ -138,7 +138,9 @@ class _Walk:
                 self._graphs.count(run.field.evaluations - before)
             else:
                 carry = run.scheme.init(run.field, start, y, self._p)
-        bounds = checkpoints.bounds(sys.maxsize if known is None else max(1, known), known is not None)
+        bounds = checkpoints.bounds(
+            sys.maxsize if known is None else max(1, known), known is not None
+        )
         self.kept = Kept(StateStore(bounds, (*y, *carry), known is not None))
         self._rows = None if known is None else bounds.tape
         return y, carry
@@ -192,7 +194,9 @@ class _Walk:
             tape = Tape(keep, self._rows)
         if kept is not None and keep is not None:
             kept.tape = graphs or tape
-        with torch.set_grad_enabled(graphs is not None or (kept is None and torch.is_grad_enabled())):
+        with torch.set_grad_enabled(
+            graphs is not None or (kept is None and torch.is_grad_enabled())
+        ):
             while not self._through and (stop is None or self._n < stop):
                 accepted = self._march.send(self._state if self._n else None)
                 state = (*accepted.y, *accepted.carry)

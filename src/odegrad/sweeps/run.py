@@ -41,6 +41,8 @@ class Stats:
             storage once and without the tensors that f reads (measured on the first two steps, times the
             number of steps).
         disk_bytes: The most bytes that were kept on disk.
+        peak_bytes: With a memory budget, the most that was kept at any moment, the outputs with their
+            cotangents, and the working set that was measured; else None.
         rewind_error: The largest error ‖y − ỹ‖ / ‖y‖ of a state ỹ that was reconstructed by rewinding,
             measured at each stored state y; None if nothing was rewound.
     """
@@ -53,9 +55,12 @@ class Stats:
     kept_bytes: int = 0
     disk_bytes: int = 0
     rewind_error: float | None = None
+    peak_bytes: int | None = None
 
     def note(self, kept: int, disk: int = 0) -> None:
         """Takes note of bytes that are kept now."""
+        if self.peak_bytes is not None:
+            self.peak_bytes += max(0, kept - self.kept_bytes)
         self.kept_bytes = max(self.kept_bytes, kept)
         self.disk_bytes = max(self.disk_bytes, disk)
 

@@ -1,4 +1,4 @@
-"""The tape of the eager engine with states or stages; with graphs it is `odegrad.sweeps.graphs.Graphs`."""
+"""The tape of the eager engine, for states and stages; `odegrad.sweeps.graphs` is that for graphs."""
 
 from __future__ import annotations
 

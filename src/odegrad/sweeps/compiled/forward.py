@@ -44,9 +44,9 @@ def forward(
     """
     with watched(run, programs, "forward"):
         march = _Forward(run, programs, y, p, pull, checkpoints)
-        if checkpoints is None:
+        if checkpoints is None or len(run.times) < 2:
             march.advance(0, None, None, None)
-        elif len(run.times) > 1:
+        else:
             march.follow(checkpoints)
     return march.outputs.result(), march.kept
 
@@ -148,9 +148,7 @@ class _Forward:
             return len(self.segments) == len(self.run.times) - 1
         return self.n == self.run.accepted_grid.n_steps
 
-    def _fixed(
-        self, rows: Leaves, stop: int | None, pull: Pullback | None
-    ) -> tuple[Leaves, int]:
+    def _fixed(self, rows: Leaves, stop: int | None, pull: Pullback | None) -> tuple[Leaves, int]:
         """Takes the steps of a known grid until the buffers are full; returns them, and how many."""
         end = self.run.accepted_grid.n_steps if stop is None else stop
         n = min(len(rows[0]), end - self.n)

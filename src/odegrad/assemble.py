@@ -1,0 +1,166 @@
+"""From what a user passes to a run: check everything, find what f reads, put it together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odegrad.errors import (
+    GradientUnavailableError,
+    InvalidTypeError,
+    InvalidValueError,
+    OdegradWarning,
+)
+from odegrad.field import VectorField
+from odegrad.gradients import Discrete, Gradient, Tape
+from odegrad.gradients.base import forward_transform
+from odegrad.inputs import check_choices, checked_state, checked_times
+from odegrad.labelloss import LabelLoss
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves, Structure
+from odegrad.stepsize import AdaptiveStepSize, StepSize
+from odegrad.substitute import substituted
+from odegrad.sweeps import Monitor, Run, StepInfo
+
+__all__ = ["Problem", "assemble", "warn"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A solve that is ready to run.
+
+    Attributes:
+        run: The solve.
+        y: The initial state, with quadratures.
+        p: The tensors that f and the loss read.
+        ts: The landing times, shape [T].
+        structure: The structure of the state.
+        gradient: How to differentiate it.
+        differentiated: Whether it is to be differentiated.
+        check_finite: Whether NaN and infinity are refused.
+    """
+
+    run: Run
+    y: Leaves
+    p: Leaves
+    ts: Tensor
+    structure: Structure
+    gradient: Gradient
+    differentiated: bool
+    check_finite: bool
+
+
+def assemble(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    args: tuple[Any, ...],
+    *,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+    compile: bool,
+    running: Callable[..., Any] | None = None,
+    loss_at: Callable[..., Any] | None = None,
+    max_steps: int | None = None,
+    check_finite: bool = True,
+    progress: bool = False,
+    callback: Callable[[StepInfo], object] | None = None,
+) -> Problem:
+    """Checks the arguments of `odegrad.solve` and makes a run of them.
+
+    Raises:
+        NotCompilable: If `compile` is set and the solve cannot be compiled.
+        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+    """
+    check_choices(f, scheme, stepsize, gradient, max_steps)
+    # Under a transform numbers cannot be looked at, so their finiteness is not checked.
+    transformed = forward_transform()
+    if transformed and not isinstance(gradient, Tape):
+        raise GradientUnavailableError(
+            f"{transformed} does not go through gradient={gradient}; use gradient=odegrad.Tape(), "
+            "whose steps are ordinary differentiable operations"
+        )
+    check_finite = check_finite and not transformed
+    _check_together(args, loss_at, compile, gradient)
+    leaves, structure = checked_state(y0, check_finite)
+    times_tensor, times = checked_times(ts)
+    # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
+    leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
+
+    programs = None
+    if compile:
+        from odegrad.compiled import NotCompilable, prepare  # what they import takes its time
+
+        assert isinstance(gradient, Discrete)
+        if gradient.rewinds:
+            raise NotCompilable("Rewind takes steps back one by one")
+        prepared = prepare(
+            f, running, structure, leaves, args, times[0], scheme, stepsize, gradient.chunk_bytes()
+        )
+        field, p, programs = prepared.field, prepared.field.arguments, prepared.programs
+    else:
+        field = VectorField(f, structure, leaves, args, running)
+        p = _read_by(field, times[0], leaves, stepsize)
+    y = (*leaves, *field.cost_leaves(times[0], leaves, p))
+    loss = None
+    if loss_at is not None:
+        loss = LabelLoss(loss_at, structure, args, leaves, p)
+        p = tuple(map(substituted, loss.p))
+    monitor = None
+    if progress or callback is not None:
+        n = len(leaves)
+        monitor = Monitor(times, lambda x: structure.unflatten(x[:n]), callback, progress)
+    eps = torch.finfo(times_tensor.dtype).eps
+    run = Run(field, scheme, stepsize, times, eps, max_steps, monitor, programs=programs, loss=loss)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor))
+    differentiated = wanted or transformed is not None
+    return Problem(run, y, p, times_tensor, structure, gradient, differentiated, check_finite)
+
+
+def _check_together(args: object, loss_at: object, compile: bool, gradient: Gradient) -> None:
+    """Whether the arguments go with each other."""
+    if not isinstance(args, tuple):
+        raise InvalidTypeError(
+            f"args must be a tuple, received {type(args).__name__}; write args=(x,)"
+        )
+    if loss_at is not None and not callable(loss_at):
+        raise InvalidTypeError(
+            f"loss_at must be callable as loss_at(j, y), received {type(loss_at).__name__}"
+        )
+    if loss_at is not None and not isinstance(gradient, Discrete | Tape):
+        raise InvalidValueError(
+            f"loss_at goes with gradient=Discrete() or Tape(), received {gradient}; "
+            "compute the loss from the ys that are returned without it"
+        )
+    if compile and not isinstance(gradient, Discrete):
+        raise InvalidValueError(
+            f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
+            "autograd graph of every operation; leave compile out"
+        )
+
+
+def _read_by(field: VectorField, t: float, y: Leaves, stepsize: StepSize) -> Leaves:
+    """The tensors that f reads."""
+    p = field.arguments
+    # Without gradients, adaptive steps still have to know whether f draws random numbers.
+    if torch.is_grad_enabled() or isinstance(stepsize, AdaptiveStepSize):
+        p = field.discover(t, y)
+        if field.stochastic and isinstance(stepsize, AdaptiveStepSize):
+            warn(
+                "f draws random numbers (dropout in train mode, noise), so the error estimate of "
+                "adaptive steps is meaningless; use model.eval(), fixed steps, or noise drawn once "
+                "outside f",
+                depth=5,
+            )
+    return tuple(map(substituted, p))
+
+
+def warn(message: str, depth: int = 3) -> None:
+    """Warns the caller of `odegrad.solve`, which is so many calls away."""
+    warnings.warn(message, OdegradWarning, stacklevel=depth)

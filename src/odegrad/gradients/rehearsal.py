@@ -1,0 +1,207 @@
+"""What a step needs in memory, measured by rehearsing a few steps with the engine that will run them.
+
+The peak of a solve and its gradient is a sum of what is kept, by the bounds of the schedule, and a
+working set that does not depend on the number of steps:
+
+    peak = 2 T D_y + (states) D + (steps on the tape) R + W,
+
+with T D_y the outputs and as much again for their cotangents, D a state with its carry, R what the tape
+keeps of a step, and W the most that the sweeps hold besides: the graphs and cotangents of one transposed
+step, the sums of the parameter gradient, copies of states. D follows from shapes. R and W come from the
+peaks of two rehearsals of different length, which run the real sweeps on a few steps at the start of the
+solve and count all that torch allocates.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odegrad.allocations import peak_bytes
+from odegrad.checkpoints import Binomial, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.state import Leaves, OptionalLeaves, nbytes
+from odegrad.stepsize import Steps
+from odegrad.sweeps import Run, Stats
+
+__all__ = ["Kind", "Needs", "Rehearsal", "kind_of"]
+
+
+class Kind(NamedTuple):
+    """What decides over the working set of a schedule.
+
+    Attributes:
+        shape: ``"all"`` steps on the tape, ``"block"`` by block, ``"unit"``: step by step without a tape,
+            or ``"rewind"``.
+        keep: What the tape keeps.
+    """
+
+    shape: str
+    keep: Keep | None
+
+
+def kind_of(checkpoints: Checkpoints) -> Kind:
+    """The kind of a schedule."""
+    keep = checkpoints.bounds(1, known=True).keep
+    if isinstance(checkpoints, StoreAll):
+        return Kind("all", keep)
+    if isinstance(checkpoints, Rewind):
+        return Kind("rewind", None)
+    return Kind("block" if keep is not None else "unit", keep)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the steps of one kind need, in bytes.
+
+    Attributes:
+        row: What the tape keeps of a step (of the compiled engine: of a chunk of steps).
+        work: The working set.
+    """
+
+    row: int
+    work: int
+
+
+Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves], None]
+"""Both sweeps of a solve with a schedule: given run, schedule, y0, p, ts and the outputs' cotangents."""
+
+
+_KNOWN: weakref.WeakKeyDictionary[object, dict[Hashable, Needs]] = weakref.WeakKeyDictionary()
+"""The results, by what they belong to."""
+
+
+class Rehearsal:
+    """Measures what the steps of a solve need; results are kept for later solves with the same f.
+
+    Arguments:
+        run: The solve; nothing of it is changed.
+        y0: The initial state.
+        p: The tensors that f reads.
+        ts: The landing times.
+        sweeps: Runs both sweeps.
+        chunk: How many steps the engine takes at a time when it keeps what.
+        owner: What the results belong to: the user's f.
+        key: What else they depend on.
+
+    Attributes:
+        state: D.
+        output: D_y, 0 if no states are put out.
+        chunk: As given.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        y0: Leaves,
+        p: Leaves,
+        ts: Tensor,
+        sweeps: Sweeps,
+        chunk: Callable[[Keep | None], int],
+        owner: object,
+        key: Hashable,
+    ) -> None:
+        self._run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
+        self._y0 = tuple(x.detach() for x in y0)
+        self.chunk, self._key = chunk, key
+        snapshot = run.field.snapshot()
+        carry = self._carry()
+        self.state = nbytes((*y0, *carry)) + (0 if snapshot is None else snapshot.nbytes)
+        self.output = nbytes(y0) if run.loss is None else 0
+        try:
+            self._results = _KNOWN.setdefault(owner, {})
+        except TypeError:  # nothing that can be referred to weakly
+            self._results = {}
+
+    def needs(self, kind: Kind) -> Needs:
+        """What the steps of a kind need."""
+        key = (self._key, kind)
+        found = self._results.get(key)
+        if found is None:
+            self._results[key] = found = self._measured(kind)
+        return found
+
+    def predicted(self, checkpoints: Checkpoints, n: int, known: bool, outputs: int) -> int:
+        """The peak, in bytes, of a solve in n steps with so many outputs."""
+        bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
+        states = bounds.device + bounds.held
+        if self._y0[0].device.type == "cpu":
+            states += bounds.ram
+        rows = -(-bounds.tape // self.chunk(bounds.keep))
+        return 2 * outputs * self.output + states * self.state + rows * needs.row + needs.work
+
+    def _measured(self, kind: Kind) -> Needs:
+        k, keep = self.chunk(kind.keep), kind.keep
+        if kind.shape == "rewind":
+            return self._one(Rewind(), 3)
+        if keep is None:
+            return self._one(Binomial(2), 4)
+        if kind.shape == "all":
+            return self._two([(StoreAll(keep), 2 * k), (StoreAll(keep), 3 * k)])
+        return self._two([(Every(2 * k, keep), 4 * k), (Every(3 * k, keep), 6 * k)])
+
+    def _one(self, checkpoints: Checkpoints, n: int) -> Needs:
+        bounds = checkpoints.bounds(n, known=True)
+        peak = self._peak(checkpoints, n) - 4 * self.output
+        return Needs(0, peak - (bounds.device + bounds.held) * self.state)
+
+    def _two(self, pair: list[tuple[Checkpoints, int]]) -> Needs:
+        """Two that differ by one row of the tape, and in nothing else."""
+        first, second = (self._peak(*x) for x in pair)
+        row, bounds = max(0, second - first), pair[1][0].bounds(pair[1][1], known=True)
+        rest = 4 * self.output + (bounds.device + bounds.held) * self.state
+        return Needs(row, second - rest - bounds.tape // self.chunk(bounds.keep) * row)
+
+    def _carry(self) -> Leaves:
+        run = self._run
+        if len(run.times) < 2:
+            return ()
+        evaluations, snapshot = run.field.evaluations, run.field.snapshot()
+        with torch.no_grad():
+            carry = run.field.bound(
+                self._p, lambda: run.scheme.init(run.field, run.times[0], self._y0, self._p)
+            )
+        run.field.evaluations = evaluations
+        if snapshot is not None:
+            snapshot.restore()
+        return carry
+
+    def _peak(self, checkpoints: Checkpoints, n: int) -> int:
+        """The peak of a solve in n short steps, from the initial state on."""
+        run, field = self._run, self._run.field
+        span = run.times[-1] - run.times[0]
+        end = run.times[0] + span * 1e-3
+        rehearsed = replace(
+            run,
+            times=(run.times[0], end),
+            stepsize=Steps(n),
+            max_steps=None,
+            monitor=None,
+            stats=Stats(),
+            grid=None,
+            initial=None,
+        )
+        ts = self._ts.new_tensor(rehearsed.times).requires_grad_(self._ts.requires_grad)
+        counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
+
+        def both() -> None:
+            y = self._y0
+            if run.loss is None:
+                grads = tuple(torch.zeros((2, *x.shape), dtype=x.dtype, device=x.device) for x in y)
+            else:
+                one = torch.ones((), dtype=field.time_dtype, device=field.device)
+                grads = (one, *(torch.ones_like(x) for x in y[field.n_state :]))
+            self._sweeps(rehearsed, checkpoints, y, self._p, ts, grads)
+
+        try:
+            both()  # what is allocated once, and never again, is not what is looked for
+            field.forget()
+            return peak_bytes(both, self._y0[0].device)
+        finally:
+            field.evaluations, field.transposes = counts
+            if snapshot is not None:
+                snapshot.restore()

@@ -1,0 +1,94 @@
+"""What a solve will keep, and what it will need, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from odegrad.assemble import assemble
+from odegrad.errors import InvalidTypeError
+from odegrad.gradients import Discrete, Gradient, Plan
+from odegrad.schemes import Tsit5
+from odegrad.schemes.base import Scheme
+from odegrad.stepsize import PID, StepSize
+
+__all__ = ["plan"]
+
+
+def plan(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    args: tuple[Any, ...] = (),
+    *,
+    scheme: Scheme = Tsit5(),
+    stepsize: StepSize = PID(),
+    gradient: Gradient = Discrete(),
+    compile: bool = False,
+    running: Callable[..., Any] | None = None,
+    loss_at: Callable[..., Any] | None = None,
+    n_steps: int | None = None,
+    show: bool = True,
+) -> Plan:
+    """Says which schedule `odegrad.solve` would run with these arguments, and what it would need.
+
+    A few steps are rehearsed to measure the memory that one takes; the solve itself is not run.
+
+    Arguments:
+        f: As for `odegrad.solve`, like all that is not named here.
+        y0: As for `odegrad.solve`.
+        ts: As for `odegrad.solve`.
+        args: As for `odegrad.solve`.
+        scheme: As for `odegrad.solve`.
+        stepsize: As for `odegrad.solve`.
+        gradient: `Discrete`, with or without a budget.
+        compile: As for `odegrad.solve`.
+        running: As for `odegrad.solve`.
+        loss_at: As for `odegrad.solve`.
+        n_steps: With adaptive steps: how many to expect, if there is an idea.
+        show: Whether to print the plan, too.
+
+    Returns:
+        A `Plan`: the schedule, the predicted peak in bytes, the factor of recomputation.
+
+    Raises:
+        MemoryBudgetError: If the gradient does not fit into the memory that was allowed.
+        NotCompilable: If `compile` is set and the solve cannot be compiled.
+        InvalidTypeError: If `gradient` is not `Discrete`.
+        OdegradError: If something is wrong with another argument, as `odegrad.solve` says.
+
+    Example:
+        >>> import torch, odegrad
+        >>> net = torch.nn.Linear(64, 64)
+        >>> found = odegrad.plan(
+        ...     lambda t, y: net(y).tanh(),
+        ...     torch.zeros(32, 64),
+        ...     [0.0, 1.0],
+        ...     scheme=odegrad.RK4(),
+        ...     stepsize=odegrad.Steps(1000),
+        ...     gradient=odegrad.Discrete(memory="1MiB"),
+        ...     show=False,
+        ... )
+        >>> found.peak_bytes <= 2**20, found.n_steps
+        (True, 1000)
+    """
+    if not isinstance(gradient, Discrete):
+        raise InvalidTypeError(f"plan goes with gradient=Discrete(…), received {gradient!r}")
+    problem = assemble(
+        f,
+        y0,
+        ts,
+        args,
+        scheme=scheme,
+        stepsize=stepsize,
+        gradient=gradient,
+        compile=compile,
+        running=running,
+        loss_at=loss_at,
+    )
+    found = gradient.plan(problem.run, problem.y, problem.p, problem.ts, n_steps)
+    if show:
+        print(found)
+    return found
