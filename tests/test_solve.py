@@ -326,6 +326,7 @@ def test_statistics_count_exactly() -> None:
         "kept_bytes": (1 + 5) * 4 * 3 * 8,  # a state, and the last block
         "disk_bytes": 0,
         "rewind_error": None,
+        "working_bytes": None,
         "peak_bytes": None,
     }
     sol.ys.sum().backward()

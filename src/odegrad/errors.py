@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "ChangedTensorError",
+    "CheckpointStorageError",
     "FieldOutputError",
     "GradientUnavailableError",
     "InvalidTypeError",
@@ -61,6 +62,10 @@ class UnreachableTensorError(OdegradError, RuntimeError):
 
 class ChangedTensorError(OdegradError, RuntimeError):
     """A tensor that the vector field reads was changed between a solve and its backward pass."""
+
+
+class CheckpointStorageError(OdegradError, OSError):
+    """States could not be stored outside of the device's memory, or not be read back as they were."""
 
 
 class RandomFieldError(OdegradError, RuntimeError):

@@ -29,6 +29,7 @@ class Bounds(NamedTuple):
         disk: States stored on disk.
         tape: Steps on the tape.
         keep: What is kept of them.
+        directory: Where files are made; None is the system's temporary directory.
         held: States held between the sweeps beside the stored ones, as `Checkpoints.holds` says.
     """
 
@@ -38,6 +39,7 @@ class Bounds(NamedTuple):
     tape: int = 0
     keep: Keep | None = None
     held: int = 0
+    directory: str | None = None
 
 
 @runtime_checkable

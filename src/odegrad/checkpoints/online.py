@@ -50,8 +50,8 @@ class Online:
 
     Example:
         >>> from odegrad.checkpoints import Online
-        >>> Online(3).stored(4), Online(3).stored(6), Online(3).stored(10)
-        ([0, 1, 2], [0, 4, 5], [0, 4, 7])
+        >>> Online(4).stored(5), Online(4).stored(6), Online(4).stored(10)
+        ([0, 1, 2, 3], [0, 1, 2, 5], [0, 5, 6, 9])
     """
 
     slots: int

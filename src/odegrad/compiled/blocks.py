@@ -21,6 +21,7 @@ class Blocks:
         self._starts: list[int] = []
         self._counts: list[int] = []
         self.nbytes = 0  # held, without rows that were never written
+        self.room = 0  # with them
 
     def put(self, start: int, n: int, rows: Leaves) -> None:
         """Adds n steps from `start` on, in the first rows of the buffers."""
@@ -29,6 +30,7 @@ class Blocks:
         self._starts.append(start)
         self._counts.append(n)
         self.nbytes += n * nbytes(rows) // max(1, len(rows[0]))
+        self.room += nbytes(rows)
 
     def rows(self, start: int, stop: int, size: int) -> Leaves:
         """The steps start … stop − 1 in the first rows of buffers with `size` rows."""
@@ -55,7 +57,7 @@ class Blocks:
         other, left = Blocks(), iter(tensors)
         other._blocks = [tuple(next(left) for _ in block) for block in self._blocks]
         other._starts, other._counts = list(self._starts), list(self._counts)
-        other.nbytes = self.nbytes
+        other.nbytes, other.room = self.nbytes, self.room
         return other
 
     def forget_data(self) -> None:

@@ -100,7 +100,7 @@ class Discrete(Gradient):
         if self.memory is not None and len(run.times) > 1:
             plan = self.plan(run, y0, p, ts, None)
             checkpoints = plan.checkpoints
-            run.stats.peak_bytes = plan.output_bytes + plan.working_bytes
+            run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         _check_field(run, checkpoints)
         if run.programs is not None:
             rule = _compiled(run, run.programs, checkpoints, len(y0), p, ts)
@@ -133,9 +133,12 @@ class Discrete(Gradient):
         if checkpoints is None and budget is not None:
             compiled = run.programs is not None
             checkpoints = chosen(rehearsal, budget, n, outputs, compiled)
+        checkpoints = checkpoints or StoreAll()
+        if run.programs is not None:
+            checkpoints = _in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
         plan = planned(
             rehearsal,
-            checkpoints or StoreAll(),
+            checkpoints,
             budget,
             n_steps if n is None else n,
             n is not None,
@@ -248,6 +251,20 @@ def _eager(
     return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
 
 
+def _keeps_graphs(checkpoints: Checkpoints) -> bool:
+    """Whether the compiled engine keeps what the transposes need, not states alone."""
+    return checkpoints.bounds(1, known=True).keep in (Keep.GRAPH, None)
+
+
+def _in_chunks(checkpoints: Checkpoints, rows: int) -> Checkpoints:
+    """The schedule that the compiled engine follows: step by step is chunk by chunk there."""
+    if isinstance(checkpoints, Every):
+        return checkpoints.blocks
+    if isinstance(checkpoints, StoreAll | Blockwise):
+        return checkpoints
+    return Blockwise(checkpoints, rows, Keep.GRAPH)
+
+
 def _compiled(
     run: Run,
     programs: Programs,
@@ -261,15 +278,11 @@ def _compiled(
     from odegrad.sweeps import compiled  # what it imports takes its time
 
     left: list[tuple[Kept, list[int]]] = []  # places only
-    if isinstance(checkpoints, Every):
-        checkpoints = checkpoints.blocks
-    in_chunks = not isinstance(checkpoints, StoreAll | Blockwise)
-    keeps = in_chunks or checkpoints.bounds(1, known=True).keep is Keep.GRAPH
+    keeps = _keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
     pull = programs.pullback(tuple(map(may_need_gradient, p[:n])), may_need_gradient(ts), keeps)
-    if in_chunks:
-        checkpoints = Blockwise(checkpoints, programs.rows(pull), Keep.GRAPH)
+    checkpoints = _in_chunks(checkpoints, programs.rows(pull))
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]

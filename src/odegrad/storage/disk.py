@@ -40,6 +40,7 @@ class DiskShelf:
     ) -> None:
         layout = Layout(like)
         self._make = layout, rows, directory
+        self._files: list[StateFile] = []  # several only after a fork of the process
         self._exits: list[weakref.finalize[..., DiskShelf]] = []
         self._places: dict[int, Place] = {}
         self.memory_rows = MAX_WRITES + MAX_READS + (not layout.on_cpu)
@@ -54,9 +55,9 @@ class DiskShelf:
         self._check()
         if i in self._places:
             return
-        if self._file.foreign:
+        if self._files[-1].foreign:
             self._use(StateFile(*self._make))
-        self._places[i] = self._file.store(i, state)
+        self._places[i] = self._files[-1].store(i, state)
 
     def get(self, i: int) -> Leaves:
         """State i to the last bit, in fresh tensors where the state was."""
@@ -85,14 +86,15 @@ class DiskShelf:
         self._check()
         other = object.__new__(DiskShelf)
         other._make, other.memory_rows = self._make, self.memory_rows
-        other._exits, other._places = [], dict(self._places)
-        other._use(self._file)
+        other._files, other._exits, other._places = [], [], dict(self._places)
+        for file in self._files:
+            other._use(file)
         return other
 
     @property
     def nbytes(self) -> int:
         """The bytes of the file, which it shares with its forks."""
-        return self._file.nbytes
+        return self._files[-1].nbytes
 
     def close(self) -> None:
         """Forgets all states; the file is closed when all forks are closed or gone.
@@ -102,14 +104,14 @@ class DiskShelf:
         """
         try:
             if self._exits[-1].alive:
-                self._file.settle()
+                self._files[-1].settle()
         finally:
             self._places.clear()
             for leave in self._exits:
                 leave()
 
     def _use(self, file: StateFile) -> None:
-        self._file = file
+        self._files.append(file)
         file.enter()
         self._exits.append(weakref.finalize(self, file.leave))
 

@@ -126,9 +126,7 @@ class Buffer:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        flat = torch.empty(
-            layout.nbytes, dtype=torch.uint8, device="cpu", pin_memory=layout.pinned
-        )
+        flat = torch.empty(layout.nbytes, dtype=torch.uint8, device="cpu", pin_memory=layout.pinned)
         self._leaves = tuple(layout.views(flat))
         self._parts = layout.parts(self._leaves)
         self._flat, self._bytes = flat, _bytes_of(flat)

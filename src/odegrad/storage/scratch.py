@@ -57,7 +57,9 @@ class ScratchFile:
         self._folder: str | None = None
         self._abandoned = False
         self.nbytes = 0
-        self.directory = "the system's temporary directory" if directory is None else str(directory)
+        self.directory = (
+            "the system's temporary directory" if directory is None else os.fsdecode(directory)
+        )
         try:
             try:
                 self._open(tempfile.gettempdir() if directory is None else os.fsdecode(directory))
@@ -73,6 +75,8 @@ class ScratchFile:
         try:
             _allocate(self._fd, self.nbytes, nbytes - self.nbytes, self.directory)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.nbytes)  # frees what was found
             raise full_error(self.directory, nbytes - self.nbytes, error) from error
         self.nbytes = nbytes
 

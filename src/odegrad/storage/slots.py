@@ -6,6 +6,7 @@ states, and Python counts.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 
 __all__ = ["Slot", "Slots"]
@@ -15,29 +16,28 @@ class Slots:
     """The numbers 0, 1, …, each in use or free."""
 
     def __init__(self) -> None:
-        self._free: deque[int] = deque()
-        self._next = 0
+        self._watches: dict[int, _Watch] = {}
+        self._free: deque[_Watch] = deque()
 
-    def take(self) -> int:
-        """A free number: one that was in use before, if there is one."""
-        if self._free:
-            return self._free.pop()
-        self._next += 1
-        return self._next - 1
-
-    def give(self, index: int) -> None:
-        """Frees a number. Takes no lock: the garbage collector may call this at any moment."""
-        self._free.append(index)
+    def take(self, slot: Slot) -> int:
+        """A number that is free again when `slot` is gone: one that was used before, if there is one."""
+        index = self._free.pop().index if self._free else len(self._watches)
+        # What runs when a slot goes is written in C: neither locks nor Ctrl-C can get in its way.
+        watch = self._watches[index] = _Watch(slot, self._free.append)
+        watch.index = index
+        return index
 
 
 class Slot:
-    """A number taken from `slots`, which gets it back when this object is gone."""
+    """A number taken from `slots`."""
 
-    __slots__ = ("__weakref__", "_slots", "index")
+    __slots__ = ("__weakref__", "index")
 
     def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self.index = slots.take()
+        self.index = slots.take(self)
 
-    def __del__(self) -> None:
-        self._slots.give(self.index)
+
+class _Watch(weakref.ref[Slot]):
+    __slots__ = ("index",)
+
+    index: int

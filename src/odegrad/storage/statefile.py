@@ -50,7 +50,9 @@ class Place(Slot):
 class _Write(Job):
     """Writes the state in `buffer`, which is None when that is done."""
 
-    def __init__(self, place: Place, records: Records, buffer: Buffer, spare: deque[Buffer]) -> None:
+    def __init__(
+        self, place: Place, records: Records, buffer: Buffer, spare: deque[Buffer]
+    ) -> None:
         super().__init__()
         self.place = weakref.ref(place)
         self.buffer: Buffer | None = buffer

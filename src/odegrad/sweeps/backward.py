@@ -153,7 +153,7 @@ class _Engine:
         return self.current.state, self.current.snapshot
 
     def _note(self) -> None:
-        self.run.stats.note(self.kept.nbytes, self.kept.store.disk_bytes)
+        self.run.stats.note(self.kept)
 
     def advance(self, start: int, stop: int, every: int | None, keep: Keep | None) -> None:
         state, snapshot = self._take(start)

@@ -174,7 +174,7 @@ class _Walk:
             kept.held = replace(kept.held, state=tuple(x.clone() for x in kept.held.state))
         if self._run.loss is not None:
             kept.end = tuple(x.detach().clone() for x in self._state[0])
-        self._run.stats.note(kept.nbytes, kept.store.disk_bytes)
+        self._run.stats.note(kept)
 
     @property
     def _through(self) -> bool:

@@ -24,6 +24,11 @@ class Rows(Protocol):
         """The bytes held."""
         ...
 
+    @property
+    def room(self) -> int:
+        """These, and the bytes that were made room for and never written."""
+        ...
+
     def tensors(self) -> Leaves:
         """The tensors that hold the data."""
         ...
@@ -71,6 +76,13 @@ class Kept:
     tape: Rows | Graphs | None = None
     held: Current | None = None
     end: Leaves = ()
+
+    @property
+    def room(self) -> int:
+        """These, and the bytes that were made room for and never written."""
+        if self.tape is None or isinstance(self.tape, Graphs):
+            return self.nbytes
+        return self.nbytes - self.tape.nbytes + self.tape.room
 
     @property
     def nbytes(self) -> int:

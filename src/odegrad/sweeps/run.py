@@ -19,6 +19,7 @@ from odegrad.state import Leaves
 from odegrad.stepsize import StepSize
 
 if TYPE_CHECKING:
+    from odegrad.sweeps.kept import Kept
     from odegrad.compiled import Programs
 
 __all__ = ["Monitor", "Run", "Stats", "StepInfo"]
@@ -41,8 +42,9 @@ class Stats:
             storage once and without the tensors that f reads (measured on the first two steps, times the
             number of steps).
         disk_bytes: The most bytes that were kept on disk.
-        peak_bytes: With a memory budget, the most that was kept at any moment, the outputs with their
-            cotangents, and the working set that was measured; else None.
+        working_bytes: With a memory budget, what is held beside what is kept: the outputs with their
+            cotangents, and the working set of a transposed step, as they were measured; else None.
+        peak_bytes: With a memory budget, the most of both together at any moment; else None.
         rewind_error: The largest error ‖y − ỹ‖ / ‖y‖ of a state ỹ that was reconstructed by rewinding,
             measured at each stored state y; None if nothing was rewound.
     """
@@ -55,14 +57,15 @@ class Stats:
     kept_bytes: int = 0
     disk_bytes: int = 0
     rewind_error: float | None = None
+    working_bytes: int | None = None
     peak_bytes: int | None = None
 
-    def note(self, kept: int, disk: int = 0) -> None:
-        """Takes note of bytes that are kept now."""
-        if self.peak_bytes is not None:
-            self.peak_bytes += max(0, kept - self.kept_bytes)
-        self.kept_bytes = max(self.kept_bytes, kept)
-        self.disk_bytes = max(self.disk_bytes, disk)
+    def note(self, kept: Kept) -> None:
+        """Takes note of what is kept now."""
+        self.kept_bytes = max(self.kept_bytes, kept.nbytes)
+        self.disk_bytes = max(self.disk_bytes, kept.store.disk_bytes)
+        if self.working_bytes is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, kept.room + self.working_bytes)
 
     @property
     def recompute_factor(self) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from odegrad.checkpoints import Action, Bounds, Restore, Tier
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves
+from odegrad.storage import DiskShelf, PinnedShelf, Shelf
 from odegrad.sweeps.slab import Slab
 
 __all__ = ["StateStore"]
@@ -32,8 +33,6 @@ class StateStore:
 
     def __init__(self, bounds: Bounds, like: Leaves, known: bool) -> None:
         self._shelves: dict[Tier, Shelf] = {}
-        if bounds.ram or bounds.disk:
-            from odegrad.storage import DiskShelf, PinnedShelf, Shelf
         rows = bounds.device
         if bounds.ram and any(x.device.type != "cpu" for x in like):
             self._shelves[Tier.RAM] = PinnedShelf(bounds.ram, like)

@@ -67,3 +67,8 @@ class Tape:
     def nbytes(self) -> int:
         """The bytes held."""
         return self._slab.nbytes
+
+    @property
+    def room(self) -> int:
+        """The same."""
+        return self._slab.nbytes

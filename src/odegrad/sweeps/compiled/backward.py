@@ -145,7 +145,7 @@ class _Backward:
         return self.current.state
 
     def _note(self) -> None:
-        self.run.stats.note(self.kept.nbytes, self.kept.store.disk_bytes)
+        self.run.stats.note(self.kept)
 
     def transpose(self, start: int, stop: int) -> None:
         """Transposes steps, chunk by chunk from the last."""

@@ -119,7 +119,7 @@ class _Forward:
             kept.held = Current(kept.held.i, tuple(x.clone() for x in kept.held.state), None)
         if self.run.loss is not None:
             kept.end = tuple(x.clone() for x in self.state[: self.n_y])
-        self.run.stats.note(kept.nbytes, kept.store.disk_bytes)
+        self.run.stats.note(kept)
 
     def advance(self, start: int, stop: int | None, every: int | None, keep: Keep | None) -> None:
         """Takes steps until state `stop`, or the end."""
