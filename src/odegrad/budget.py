@@ -13,11 +13,15 @@ from odegrad.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["Share", "budget_bytes", "check_budget", "free_bytes", "size"]
 
-_UNITS = {"": 1} | {
-    prefix + unit: base ** (i + 1)
-    for unit, base in (("B", 1000), ("iB", 1024))
-    for i, prefix in enumerate("KMGT")
-} | {"B": 1, "kB": 1000}
+_UNITS = (
+    {"": 1}
+    | {
+        prefix + unit: base ** (i + 1)
+        for unit, base in (("B", 1000), ("iB", 1024))
+        for i, prefix in enumerate("KMGT")
+    }
+    | {"B": 1, "kB": 1000}
+)
 
 
 @dataclass(frozen=True)

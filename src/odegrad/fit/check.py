@@ -83,7 +83,9 @@ def check_gradients(fitted: Fitted, times: Tensor, runs: int = RUNS) -> Gradient
     weights = torch.randn(recorded.ys.shape, generator=seed, dtype=torch.float64).to(recorded.ys)
     parameters = list(fitted.model.parameters())
 
-    def once(gradient: Gradient, stepsize: StepSize | None) -> tuple[Tensor, dict[str, int | float | None]]:
+    def once(
+        gradient: Gradient, stepsize: StepSize | None
+    ) -> tuple[Tensor, dict[str, int | float | None]]:
         sol = fitted.solve(times, gradient=gradient, stepsize=stepsize)
         grads = torch.autograd.grad((sol.ys * weights).sum(), parameters)
         return torch.cat([g.reshape(-1) for g in grads]), sol.stats.as_dict()

@@ -13,7 +13,7 @@ from odegrad.budget import Share, budget_bytes, check_budget
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
-from odegrad.gradients.node import Rule, apply, graph_is_retained
+from odegrad.gradients.node import Rule, apply, graph_is_retained, plainly
 from odegrad.gradients.planning import Plan, check_plan, chosen, planned
 from odegrad.gradients.rehearsal import Rehearsal
 from odegrad.grid import Clock, stack_times
@@ -102,10 +102,11 @@ class Discrete(Gradient):
             checkpoints = plan.checkpoints
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         _check_field(run, checkpoints)
+        wanted = tuple(map(may_need_gradient, (*p, ts)))
         if run.programs is not None:
-            rule = _compiled(run, run.programs, checkpoints, len(y0), p, ts)
+            rule = _compiled(run, run.programs, checkpoints, len(y0), wanted)
         else:
-            rule = _eager(run, checkpoints, len(y0), (*p, ts))
+            rule = _eager(run, checkpoints, len(y0), wanted)
         return apply(rule, (*y0, *p, ts))
 
     def plan(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor, n_steps: int | None) -> Plan:
@@ -121,13 +122,22 @@ class Discrete(Gradient):
         Raises:
             MemoryBudgetError: If the memory is too little.
         """
+        wanted = tuple(map(may_need_gradient, (*p, ts)))
+        n_y = len(y0)
+
+        def planning(inputs: Leaves) -> Plan:
+            rehearsal = _rehearsal(run, inputs[:n_y], inputs[n_y:-1], inputs[-1], wanted)
+            return self._plan(run, rehearsal, inputs[0].device, n_steps)
+
+        return plainly(planning, (*y0, *p, ts))
+
+    def _plan(
+        self, run: Run, rehearsal: Rehearsal, device: torch.device, n_steps: int | None
+    ) -> Plan:
         n = None
         if isinstance(run.stepsize, FixedStepSize):
             n = fixed_grid(run, run.stepsize).n_steps
-        rehearsal = _rehearsal(run, y0, p, ts)
-        budget = None
-        if self.memory is not None:
-            budget = budget_bytes(self.memory, y0[0].device)
+        budget = None if self.memory is None else budget_bytes(self.memory, device)
         outputs = 0 if run.loss is not None else len(run.times)
         checkpoints = self.checkpoints
         if checkpoints is None and budget is not None:
@@ -136,14 +146,8 @@ class Discrete(Gradient):
         checkpoints = checkpoints or StoreAll()
         if run.programs is not None:
             checkpoints = _in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
-        plan = planned(
-            rehearsal,
-            checkpoints,
-            budget,
-            n_steps if n is None else n,
-            n is not None,
-            outputs,
-        )
+        expected = n_steps if n is None else n
+        plan = planned(rehearsal, checkpoints, budget, expected, n is not None, outputs)
         check_plan(plan)
         return plan
 
@@ -164,9 +168,8 @@ def _check_field(run: Run, checkpoints: Checkpoints) -> None:
         )
 
 
-def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Rehearsal:
+def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, ...]) -> Rehearsal:
     n_y, programs = len(y0), run.programs
-    wanted = tuple(map(may_need_gradient, (*p, ts)))
 
     def chunk(keep: Keep | None) -> int:
         if programs is None:
@@ -179,9 +182,9 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Rehearsal:
         run: Run, checkpoints: Checkpoints, y0: Leaves, p: Leaves, ts: Tensor, grads: OptionalLeaves
     ) -> None:
         if run.programs is not None:
-            rule = _compiled(run, run.programs, checkpoints, n_y, p, ts, lambda: False)
+            rule = _compiled(run, run.programs, checkpoints, n_y, wanted, lambda: False)
         else:
-            rule = _eager(run, checkpoints, n_y, (*p, ts), lambda: False)
+            rule = _eager(run, checkpoints, n_y, wanted, lambda: False)
         inputs = (*y0, *p, ts)
         with torch.no_grad():
             outputs, tensors = rule.primal(inputs)
@@ -199,15 +202,13 @@ def _eager(
     run: Run,
     checkpoints: Checkpoints,
     n_y: int,
-    others: Leaves,
+    wanted: Sequence[bool],
     retained: Callable[[], bool] = graph_is_retained,
 ) -> Rule:
     """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
 
-    Which of `others`, p and ts, may need a cotangent has to be known before a forward sweep that keeps
-    graphs.
+    Which of p and ts may need a cotangent has to be known before a forward sweep that keeps graphs.
     """
-    wanted = [may_need_gradient(x) for x in others]
     bounds = checkpoints.bounds(1, known=True)
     graphs = bounds.keep is Keep.GRAPH
     again = not (isinstance(checkpoints, StoreAll) and graphs) or run.loss is not None
@@ -270,8 +271,7 @@ def _compiled(
     programs: Programs,
     checkpoints: Checkpoints,
     n_y: int,
-    p: Leaves,
-    ts: Tensor,
+    wanted: Sequence[bool],
     retained: Callable[[], bool] = graph_is_retained,
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
@@ -281,7 +281,7 @@ def _compiled(
     keeps = _keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
-    pull = programs.pullback(tuple(map(may_need_gradient, p[:n])), may_need_gradient(ts), keeps)
+    pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps)
     checkpoints = _in_chunks(checkpoints, programs.rows(pull))
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:

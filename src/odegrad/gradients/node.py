@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from odegrad.errors import GradientUnavailableError
 from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 
-__all__ = ["Rule", "apply", "graph_is_retained"]
+__all__ = ["Rule", "apply", "graph_is_retained", "plainly"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ def apply(rule: Rule, inputs: Leaves) -> Leaves:
     """The outputs of `rule` at `inputs`, differentiable through its transpose."""
     call = _Call(rule, len(inputs))
     return tuple(_Map.apply(call, *inputs)[: call.n_outputs])
+
+
+def plainly(thunk: Callable[[Leaves], T], inputs: Leaves) -> T:
+    """thunk(inputs) as a sweep would be run: no transform is active, and tensors are plain."""
+    found: list[T] = []
+
+    def primal(x: Leaves) -> tuple[Leaves, Leaves]:
+        found.append(thunk(x))
+        return (), (torch.zeros(()),)
+
+    def transpose(*_: object) -> OptionalLeaves:
+        raise AssertionError("nothing depends on this")
+
+    _Map.apply(_Call(Rule(primal, transpose, None, "plainly"), len(inputs)), *inputs)
+    return found[0]
 
 
 def graph_is_retained() -> bool:

@@ -185,7 +185,7 @@ class Rehearsal:
             grid=None,
             initial=None,
         )
-        ts = self._ts.new_tensor(rehearsed.times).requires_grad_(self._ts.requires_grad)
+        ts = self._ts.new_tensor(rehearsed.times)
         counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
 
         def both() -> None:

@@ -109,6 +109,8 @@ class DiskShelf:
             self._places.clear()
             for leave in self._exits:
                 leave()
+            for file in self._files:
+                file.join()
 
     def _use(self, file: StateFile) -> None:
         self._files.append(file)

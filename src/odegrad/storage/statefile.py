@@ -101,7 +101,7 @@ class StateFile:
         self._layout = layout
         self._records = Records(layout, rows, directory)
         self._slots = Slots()
-        self._worker = Worker("odegrad-checkpoints")
+        self._worker = Worker()
         self._lock = threading.RLock()  # never held by the background thread
         self._writes: deque[_Write] = deque()
         self._reads: list[weakref.ref[_Read]] = []
@@ -124,9 +124,10 @@ class StateFile:
         self._users.append(None)
 
     def leave(self) -> None:
-        """Counts it out; the last one closes the file.
+        """Counts it out; the last one closes the file, in the background.
 
-        Takes no lock: the garbage collector may call this at any moment, in any thread.
+        Neither locks nor waits: the garbage collector may call this at any moment, in any thread. At
+        the end of the interpreter it waits, since the background thread does not live longer.
         """
         self._users.pop()
         if self._users:
@@ -134,8 +135,15 @@ class StateFile:
         self._records.file.abandon()
         if self.foreign:
             self._records.file.close()
-        else:
-            self._worker.stop(self._records.file.close)
+            return
+        self._worker.stop(self._records.file.close)
+        if not threading.main_thread().is_alive():
+            self._worker.join()
+
+    def join(self) -> None:
+        """Waits until the file is closed, if all stores have left."""
+        if not self._users and not self.foreign:
+            self._worker.join()
 
     def store(self, i: int, state: Leaves) -> Place:
         """Begins to write state i; waits while too many others are being written."""

@@ -5,6 +5,7 @@ Only locks and queues written in C are used: a Ctrl-C cannot leave one of them h
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -65,54 +66,54 @@ _Queue: TypeAlias = "SimpleQueue[Job | None]"
 
 
 class Worker:
-    """The thread, which starts with the first job. It holds nothing but jobs that are to be done.
+    """The thread, which starts with the first job. It holds nothing but jobs that are to be done."""
 
-    Arguments:
-        name: The name of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._thread: threading.Thread | None = None
-        self._jobs: _Queue = SimpleQueue()
+    def __init__(self) -> None:
+        self._thread: tuple[_Queue, threading.Lock] | None = None  # the lock is free at its end
 
     def submit(self, job: Job) -> None:
         """Queues a job."""
         if self._thread is None:
             self._start()
-        self._jobs.put(job)
+        assert self._thread is not None
+        self._thread[0].put(job)
 
     def stop(self, at_end: Callable[[], None]) -> None:
-        """Calls `at_end` after the jobs that are queued, ends the thread, and waits for its end."""
-        thread = self._thread
-        if thread is None:
+        """Calls `at_end` after the jobs that are queued, and ends the thread."""
+        if self._thread is None:
             at_end()
-            return
-        self._jobs.put(_Last(at_end))
-        if thread is not threading.current_thread():  # the garbage collector may run there
-            thread.join()
+        else:
+            self._thread[0].put(_Last(at_end))
+
+    def join(self) -> None:
+        """Waits for the end of the thread, which was stopped; not to be called in it."""
+        if self._thread is not None:
+            with self._thread[1]:
+                pass
 
     def _start(self) -> None:
         jobs: _Queue = SimpleQueue()
-        thread = threading.Thread(target=_serve, args=(jobs,), name=self._name, daemon=True)
+        alive = threading.Lock()
+        alive.acquire()
         try:
-            thread.start()
-            self._jobs, self._thread = jobs, thread
+            # Thread.start is Python code, which a Ctrl-C can stop with a lock held.
+            _thread.start_new_thread(_serve, (jobs, alive))
+            self._thread = jobs, alive
         except BaseException:  # whether it runs is not known: it has to end, and another is started
             self._thread = None
             jobs.put(None)
             raise
 
 
-def _serve(jobs: _Queue) -> None:
+def _serve(jobs: _Queue, alive: threading.Lock) -> None:
     while True:
         job = jobs.get()
-        if job is None:
-            return
-        job.run()
-        if job.last:
-            return
+        if job is not None:
+            job.run()
+        if job is None or job.last:
+            break
         del job
+    alive.release()
 
 
 def _forget_frames(error: BaseException) -> None:
