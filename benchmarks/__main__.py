@@ -1,4 +1,4 @@
-"""The front: ``python -m benchmarks peers|limit|scaling|products``; ``--help`` says more."""
+"""The front: ``python -m benchmarks peers|limit|scaling|products|memory``; ``--help`` says more."""
 
 from __future__ import annotations
 
@@ -159,6 +159,38 @@ def products(quick: bool, repeats: int | None, out: Path | None, core: int | Non
     from benchmarks.products import run
 
     run(*_sampling(quick, repeats), out, say)
+
+
+@main.command("memory")
+@click.option(
+    "--only",
+    metavar="A,B,...",
+    callback=_names,
+    help="Parts, or their beginnings: prediction, budget, "
+    "million, complexity, online; what was measured of the others stays.  [default: all]",
+)
+@click.option("--quick", is_flag=True, help="Small problems, to see that everything runs.")
+@click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds of timing.")
+@click.option("--everything", is_flag=True, help="A million eager steps of RK4, too.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder.  [default: benchmarks/results]"
+)
+@click.option("--core", type=int, help="The core to run on.  [default: the last]")
+def budgets(
+    only: tuple[str, ...],
+    quick: bool,
+    repeats: int,
+    everything: bool,
+    out: Path | None,
+    core: int | None,
+) -> None:
+    """Measures whether memory is predicted and kept to, and what saving it costs."""
+    out, say = _begin(core, out)
+    from benchmarks.memory.parts import Effort
+    from benchmarks.memory.run import PARTS, run
+
+    parts = _chosen("part", {name: name for name in PARTS}, only)
+    run(parts, Effort(quick, repeats, everything), out, say)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.accuracy import References, relative_error
-from benchmarks.memory import Peak, measure_peak
+from benchmarks.resident import Peak, measure_peak
 from benchmarks.plots import draw_peers
 from benchmarks.tables import aligned, number
 from benchmarks.targets import targets_table

@@ -7,7 +7,7 @@ from typing import Any
 
 from odegrad.bench import ENGINES, digits
 
-__all__ = ["draw_peers", "draw_scaling"]
+__all__ = ["draw_memory", "draw_peers", "draw_scaling"]
 
 OURS, PEER, INEXACT = "#1b6ca8", "#555555", "#c8553d"
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b5ea7", "#b8860b", "#4a4a4a")
@@ -97,3 +97,54 @@ def draw_scaling(systems: Mapping[str, Any]) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_memory(parts: Mapping[str, Any]) -> Any:
+    """Predicted and measured peaks, times against the model, and `Online` against the optimum."""
+    drawn = {"prediction": _peaks, "complexity": _times, "online": _ratios}
+    shown = [name for name in drawn if name in parts]
+    figure = _figure(1.2 + 4.6 * max(1, len(shown)), 5.6)
+    for i, name in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), i + 1)
+        drawn[name](axes, parts[name])
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _peaks(axes: Any, record: Mapping[str, Any]) -> None:
+    rows = record["rows"][::-1]
+    places = range(len(rows))
+    measured, predicted = ([x[key] / MIB for x in rows] for key in ("measured", "predicted"))
+    axes.plot(measured, places, "o", color=OURS, ms=7, mfc="white", label="measured")
+    axes.plot(predicted, places, ".", color=INEXACT, ms=5, label="predicted")
+    axes.set_yticks(places, [x["name"] for x in rows], fontsize=8)
+    _logarithmic(axes)
+    axes.set_title("peak of one gradient, MiB", fontsize=10, loc="left")
+
+
+def _times(axes: Any, record: Mapping[str, Any]) -> None:
+    slots = [x["slots"] for x in record["rows"]]
+    axes.loglog(slots, [x["median_s"] for x in record["rows"]], "o", color=OURS, label="measured")
+    model = [x["model_s"] for x in record["rows"]]
+    axes.loglog(slots, model, "-", color=PEER, label="t(N, c) F + N (F + V)")
+    axes.set_xticks(slots, [str(c) for c in slots], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("stored states c")
+    axes.set_title(f"seconds, Binomial(c), N = {record['steps']}", fontsize=10, loc="left")
+
+
+def _ratios(axes: Any, record: Mapping[str, Any]) -> None:
+    slots = [x["slots"] for x in record["rows"]]
+    for key, label, style in (
+        ("within_max", "most, N ≤ (c + 1)(c + 2)/2", "o-"),
+        ("within_mean", "mean", "o--"),
+        ("beyond_max", "most, up to 10 times as many", "s-"),
+        ("beyond_mean", "mean", "s--"),
+    ):
+        colour = OURS if key.startswith("within") else INEXACT
+        axes.plot(slots, [x[key] for x in record["rows"]], style, color=colour, ms=4, label=label)
+    axes.set_xlabel("stored states c")
+    axes.set_title("Online: steps ÷ optimum", fontsize=10, loc="left")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.memory import Peak, measure_peak
+from benchmarks.resident import Peak, measure_peak
 from benchmarks.plots import draw_scaling
 from benchmarks.tables import aligned, number
 from benchmarks.targets import SLOPE, TARGETS, targets_table

@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "JAX_PLATFORMS": "cpu",
     "KMP_AFFINITY": "disabled",  # the affinity below holds
+    "KINETO_LOG_LEVEL": "9",  # torch's profiler says nothing
 }
 
 

@@ -115,5 +115,5 @@ SCHEME_STEPS = [
     (scheme, stepsize)
     for scheme in SCHEMES
     for stepsize in STEPSIZES
-    if scheme.error_order is not None or not isinstance(stepsize, odegrad.PID)
+    if scheme().error_order is not None or not isinstance(stepsize, odegrad.PID)
 ]

@@ -1,4 +1,4 @@
-"""The laws of every scheme: the step is Runge–Kutta's, and its transpose is exact."""
+"""The laws of every scheme: the step is what its formulas say, and its transpose is exact."""
 
 from __future__ import annotations
 
@@ -8,14 +8,29 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from odegrad.schemes import SCHEMES, Dopri5, ExplicitRungeKutta, Scheme, Tableau
+from odegrad.schemes import (
+    ALF,
+    RK4,
+    SCHEMES,
+    Bosh3,
+    Dopri5,
+    ExplicitRungeKutta,
+    Reversible,
+    ReversibleHeun,
+    Scheme,
+    Tableau,
+)
 from odegrad.schemes.tableau import trees
-from oracles import randn_like, real_inner, rk_step
+from oracles import columns, randn_like, real_inner, rk_step
 from problems import BATCH, PROBLEMS, forced, mlp
 
 F64 = torch.float64
 KINDS = ("float", "scalar", "per-sample")
-schemes = pytest.mark.parametrize("scheme", [cls() for cls in SCHEMES], ids=repr)
+RUNGE_KUTTA = [cls for cls in SCHEMES if issubclass(cls, ExplicitRungeKutta)]
+schemes = pytest.mark.parametrize("scheme", [cls() for cls in RUNGE_KUTTA], ids=repr)
+# ... and all, with the reversible ones at further values of their parameters.
+MORE = [ALF(0.8), Reversible(RK4(), 0.9), Reversible(Bosh3(), 1.0)]
+every_scheme = pytest.mark.parametrize("scheme", [*(cls() for cls in SCHEMES), *MORE], ids=repr)
 problems = pytest.mark.parametrize("make", PROBLEMS, ids=lambda make: make.__name__)
 
 
@@ -29,8 +44,53 @@ def times(kind):
     return t * steps, dt * steps.flip(0)
 
 
+def plus(y, h, k):
+    return [a + columns(h, a) * b for a, b in zip(y, k, strict=True)]
+
+
+def formula(scheme, f, t, dt, y, carry):
+    """(y⁺, carry⁺, dense) of one step, written without the library; see the schemes' modules."""
+    n, z = len(y), list(carry)
+    if isinstance(scheme, ExplicitRungeKutta):
+        tab = scheme.tableau
+        new, slopes = rk_step((tab.a, tab.b, tab.c), f, t, dt, list(y), z or None)
+        return new, slopes[-1] if tab.fsal else [], slopes
+    if isinstance(scheme, ALF):
+        half = plus(y, dt / 2, z)
+        u = f(t + dt / 2, half)
+        v = [a + 2 * scheme.damping * (b - a) for a, b in zip(z, u, strict=True)]
+        return plus(half, dt / 2, v), v, []
+    if isinstance(scheme, ReversibleHeun):
+        second, slope = z[:n], z[n:]
+        second = plus([2 * a - b for a, b in zip(y, second, strict=True)], dt, slope)
+        new = f(t + dt, second)
+        return plus(plus(y, dt / 2, slope), dt / 2, new), [*second, *new], []
+    assert isinstance(scheme, Reversible)
+    tab, coupling = scheme.base.tableau, scheme.coupling
+
+    def moved(t, dt, y, start, sign):
+        """start ± Ψ(t, y)."""
+        _, slopes = rk_step((tab.a, tab.b, tab.c), f, t, dt, y)
+        for b, slope in zip(tab.b, slopes, strict=True):
+            start = plus(start, sign * b * dt, slope)
+        return start
+
+    mixed = [coupling * a + (1 - coupling) * b for a, b in zip(y, z, strict=True)]
+    new = moved(t, dt, z, mixed, 1)
+    return new, moved(t + dt, -dt, new, z, -1), []
+
+
+def initial(scheme, f, t, y):
+    """The carry before the first step, likewise."""
+    if isinstance(scheme, Reversible):
+        return list(y)
+    if isinstance(scheme, ReversibleHeun):
+        return [*y, *f(t, y)]
+    return list(f(t, y)) if isinstance(scheme, ALF) or scheme.tableau.fsal else []
+
+
 class Setup:
-    """One scheme, one problem, one kind of time, and a carry that is not f(t, y)."""
+    """One scheme, one problem, one kind of time, and a carry that is not what `init` gives."""
 
     def __init__(self, scheme, make, kind, seed=0):
         self.scheme, self.problem = scheme, make()
@@ -40,8 +100,10 @@ class Setup:
         self.p = self.field.discover(0.3, y)
         self.y = (*y, *self.field.cost_leaves(0.3, y, self.p))
         # A random carry: the derivative must not lean on its being f(t, y).
-        self.carry = tuple(randn_like(self.y, seed + 1)) if scheme.tableau.fsal else ()
-        stages = scheme.tableau.stages
+        with torch.no_grad():
+            carry = scheme.init(self.field, self.t, self.y, self.p)
+        self.carry = tuple(randn_like(carry, seed + 1))
+        stages = scheme.tableau.stages if isinstance(scheme, ExplicitRungeKutta) else 0
         self.grad_y = tuple(randn_like(self.y, seed + 2))
         self.grad_carry = tuple(randn_like(self.carry, seed + 3)) if self.carry else None
         self.grad_dense = [tuple(randn_like(self.y, seed + 10 + i)) for i in range(stages)]
@@ -59,17 +121,16 @@ class Setup:
         )  # fmt: skip
 
     def oracle(self, t, dt, y, carry, p):
-        """(y⁺, carry⁺, slopes), flat, as a function of everything that a step reads."""
-        tab, known = self.scheme.tableau, dict(zip(map(id, self.p), p, strict=True))
-        theta = [known[id(x)] for x in self.problem.theta]
-        args = tuple(known[id(x)] for x in self.problem.args)
-
-        def f(time, leaves):
-            return self.problem.flat(time, leaves, theta, args)
-
-        new, slopes = rk_step((tab.a, tab.b, tab.c), f, t, dt, list(y), carry or None)
-        end = slopes[-1] if tab.fsal else []
+        """(y⁺, carry⁺, dense), flat, as a function of everything that a step reads."""
+        new, end, slopes = formula(self.scheme, self.known(p), t, dt, y, carry)
         return (*new, *end, *(x for slope in slopes for x in slope))
+
+    def known(self, p):
+        """The field on flat leaves that reads p."""
+        given = dict(zip(map(id, self.p), p, strict=True))
+        theta = [given[id(x)] for x in self.problem.theta]
+        args = tuple(given[id(x)] for x in self.problem.args)
+        return lambda time, leaves: self.problem.flat(time, leaves, theta, args)
 
 
 def close(x, y, tolerance=1e-13):
@@ -90,10 +151,10 @@ def zeros(grads, like):
 # The step.
 
 
-@schemes
+@every_scheme
 @problems
 @pytest.mark.parametrize("kind", KINDS)
-def test_step_is_runge_kutta(scheme, make, kind):
+def test_step_is_its_formula(scheme, make, kind):
     setup = Setup(scheme, make, kind)
     step = setup.step()
     t, dt = torch.as_tensor(setup.t, dtype=F64), torch.as_tensor(setup.dt, dtype=F64)
@@ -102,6 +163,8 @@ def test_step_is_runge_kutta(scheme, make, kind):
     got = (*step.y, *step.carry, *(x for slope in step.dense for x in slope))
     close(got, list(expected), 2e-14)
     assert step.ok is None
+    if not isinstance(scheme, ExplicitRungeKutta):
+        return  # their estimates are tested in test_reversible.py
     tab = scheme.tableau
     if tab.b_embedded is None:
         assert step.error is None
@@ -118,7 +181,7 @@ def test_step_is_runge_kutta(scheme, make, kind):
         assert setup.field.evaluations == tab.stages - tab.fsal
 
 
-@schemes
+@every_scheme
 @problems
 def test_float_and_tensor_times_agree_to_the_last_bit(scheme, make):
     a, b = Setup(scheme, make, "float"), Setup(scheme, make, "scalar")
@@ -133,7 +196,7 @@ def test_float_and_tensor_times_agree_to_the_last_bit(scheme, make):
 # The transpose.
 
 
-@schemes
+@every_scheme
 @problems
 @pytest.mark.parametrize("kind", ["scalar", "per-sample"])
 def test_transpose_law(scheme, make, kind):
@@ -167,7 +230,7 @@ def test_transpose_law(scheme, make, kind):
         assert abs(left - right) <= 2e-13 * max(1.0, abs(left), float(v[i].norm()) * 10)
 
 
-@schemes
+@every_scheme
 @problems
 @pytest.mark.parametrize("kind", KINDS)
 def test_transpose_equals_the_default_one(scheme, make, kind):
@@ -203,7 +266,7 @@ def test_missing_cotangents_are_zeros(scheme):
     close(zeros(x.carry or (), a.carry), zeros(y.carry or (), b.carry))
 
 
-@schemes
+@every_scheme
 @problems
 def test_per_sample_times_are_samples_one_by_one(scheme, make):
     setup = Setup(scheme, make, "per-sample")
@@ -233,13 +296,15 @@ def test_per_sample_times_are_samples_one_by_one(scheme, make):
     close(grad_p, zeros(grads.p, setup.p))
 
 
-@schemes
+@every_scheme
 @problems
 @pytest.mark.parametrize("kind", ["scalar", "per-sample"])
 def test_init_transpose_law(scheme, make, kind):
     setup = Setup(scheme, make, kind)
     carry = scheme.init(setup.field, setup.t, setup.y, setup.p)
-    assert len(carry) == (len(setup.y) if scheme.tableau.fsal else 0)
+    with torch.no_grad():
+        time = torch.as_tensor(setup.t, dtype=F64)
+        close(carry, initial(scheme, setup.known(setup.p), time, setup.y), 1e-15)
     w = tuple(randn_like(carry, 5))
     grads = scheme.init_vjp(setup.field, setup.t, setup.y, setup.p, w)
     assert grads.dt is None
@@ -251,10 +316,7 @@ def test_init_transpose_law(scheme, make, kind):
     inputs = (setup.t, *setup.y, *setup.p)
 
     def first(t, *rest):
-        known = dict(zip(map(id, setup.p), rest[n:], strict=True))
-        theta = [known[id(x)] for x in setup.problem.theta]
-        args = tuple(known[id(x)] for x in setup.problem.args)
-        return tuple(setup.problem.flat(t, rest[:n], theta, args))
+        return tuple(initial(scheme, setup.known(rest[n:]), t, rest[:n]))
 
     v = tuple(randn_like(inputs, 6))
     if not carry:
@@ -384,7 +446,7 @@ def test_schemes_are_values(scheme):
     assert repr(scheme) == f"{type(scheme).__name__}()"
     assert pickle.loads(pickle.dumps(scheme)) == scheme == type(scheme)()
     assert hash(scheme) == hash(type(scheme)())
-    assert len({cls() for cls in SCHEMES}) == len(SCHEMES)
+    assert len({cls() for cls in RUNGE_KUTTA}) == len(RUNGE_KUTTA)
     assert scheme.order == scheme.tableau.order
     assert isinstance(scheme, ExplicitRungeKutta)
     assert trees(1) == ((),)

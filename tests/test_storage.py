@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odegrad.errors import CheckpointStorageError, OdegradError
-from odegrad.storage import DiskShelf, PinnedShelf, Shelf, scratch
+from odegrad.storage import DiskShelf, PinnedShelf, Shelf, scratch, worker
 from odegrad.storage.pinned import PinnedRows
 from odegrad.storage.statefile import MAX_READS, MAX_WRITES
 
@@ -62,10 +62,6 @@ def like(i: int = 0, n: int = 10) -> Leaves:
     return raw.view(torch.float64), raw[: 4 * 3].clone().view(torch.float32)
 
 
-def threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("odegrad-checkpoints")]
-
-
 def eventually(condition: Any) -> bool:
     end = time.monotonic() + WAIT
     while not condition():
@@ -75,10 +71,24 @@ def eventually(condition: Any) -> bool:
     return True
 
 
+RUNNING: list[None] = []  # one entry for each background thread
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
-    yield
-    assert threads() == []
+    inner = worker._serve
+
+    def serve(*args: Any) -> None:
+        RUNNING.append(None)
+        try:
+            inner(*args)
+        finally:
+            RUNNING.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "_serve", serve)
+        yield
+        assert eventually(lambda: not RUNNING)
 
 
 class Gate:
@@ -520,7 +530,7 @@ def test_damage_is_found(ahead: bool, tmp_path: Path) -> None:
     shelf.put(1, tuple(x + 1 for x in state))
     file = shelf._files[0]
     file.settle()
-    fd, layout = file._records.file._fd, file._layout
+    fd, layout = file._records.file._open.fd, file._layout
     whole = os.pread(fd, 2 * layout.nbytes, 0)
 
     def check(changed: bytes, i: int, match: str) -> None:
@@ -627,7 +637,7 @@ def test_file_systems_that_reserve_nothing(
     else:
         monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
     shelf = DiskShelf(2, like(), tmp_path)
-    assert os.fstat(shelf._files[0]._records.file._fd).st_size == shelf.nbytes == 2 * 256
+    assert os.fstat(shelf._files[0]._records.file._open.fd).st_size == shelf.nbytes == 2 * 256
     shelf.put(1, like(1))
     assert same(shelf.get(1), like(1))
     shelf.close()
@@ -698,21 +708,24 @@ def test_nothing_is_left(
             with pytest.raises(error):
                 use(shelves.pop(0), shelves.pop())
             assert eventually(lambda: reference() is None)
+        if end != "close":  # close waits, what the garbage collector does must not
+            assert eventually(lambda: open_files() <= before and not os.listdir(tmp_path))
         assert os.listdir(tmp_path) == []
         assert open_files() == before
-        assert threads() == []
+        assert eventually(lambda: not RUNNING)
     finally:
         gc.enable()
 
 
-def test_closing_does_not_wait_for_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_waits_for_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch, "_write")
     shelf = DiskShelf(9, like())
     shelf.put(0, like(0))
     shelf.put(1, like(1))
     assert eventually(lambda: gate.calls == 1)
-    threading.Timer(0.05, gate.open).start()
     del shelf
+    gate.open()
+    assert eventually(lambda: not RUNNING)
     assert gate.calls == 1
 
 
@@ -722,19 +735,18 @@ def test_collection_in_the_background_thread(monkeypatch: pytest.MonkeyPatch) ->
     inner = scratch._write
 
     def write(*args: Any) -> int:
+        assert eventually(lambda: "put" not in names)
         box.clear()
         return inner(*args)
 
     monkeypatch.setattr(scratch, "_write", write)
-    shelf = DiskShelf(9, like())
-    box.append(shelf)
-    put = shelf.put
-    del shelf
-    files = box[0]._files
-    put(0, like(0))
-    del put
-    assert eventually(lambda: threads() == [])
-    assert files[0]._records.file._fd == -1
+    names = {"put": DiskShelf(9, like()).put}
+    box.append(names["put"].__self__)
+    file = box[0]._files[0]
+    names["put"](0, like(0))
+    del names["put"]
+    assert eventually(lambda: not RUNNING)
+    assert file._records.file._open.fd == -1
 
 
 SCENARIOS = """
@@ -788,15 +800,19 @@ if child("killed"):
     time.sleep(10)
     os._exit(0)
 if child("interrupts"):
-    shelf, caught, n = DiskShelf(6, like, directory), 0, 0
-    size = shelf.nbytes
+    directory = os.path.join(directory, "interrupts")
+    os.mkdir(directory)
+    descriptors = lambda: len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before, caught, n, shelf = descriptors(), 0, 0, None
     def interrupt(*_):
         raise KeyboardInterrupt
     signal.signal(signal.SIGALRM, interrupt)
-    while caught < 200:
+    while caught < 300:
         try:
-            signal.setitimer(signal.ITIMER_REAL, 1e-5 + 1e-6 * (n * 7919 % 997))
+            signal.setitimer(signal.ITIMER_REAL, 1e-5 + 1e-6 * (caught * 7919 % 997))
             for _ in range(1000):
+                if shelf is None:
+                    shelf = DiskShelf(6, like, directory)
                 i = n % 6
                 n += 1
                 if i in shelf:
@@ -805,14 +821,19 @@ if child("interrupts"):
                     shelf.drop(i)
                 else:
                     shelf.put(i, state(i))
+                if n % 61 == 0:
+                    assert shelf.nbytes < 12 * 4200
+                    old, shelf = shelf, None
+                    old.close()
         except KeyboardInterrupt:
             caught += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
-    for i in range(6):
-        shelf.put(i, state(i))
-    assert holds(shelf, *range(6))
-    assert shelf.nbytes < 2 * size
-    shelf.close()
+    assert n > 500, n
+    shelf = old = None
+    time.sleep(0.1)
+    assert os.listdir(directory) == [], os.listdir(directory)
+    assert descriptors() == before, descriptors() - before
+    os.rmdir(directory)
     os._exit(0)
 
 # Forks of a process that uses a store. The background thread is not in the child.

@@ -8,12 +8,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 from odegrad import errors, schemes
 from odegrad.budget import Share
-from odegrad.checkpoints import Binomial, Blockwise, Every, Keep, Online, Rewind, StoreAll
+from odegrad.checkpoints import (
+    Binomial,
+    Blockwise,
+    Every,
+    Keep,
+    Online,
+    Rewind,
+    StoreAll,
+    Tiered,
+)
 from odegrad.gradients import Backsolve, Discrete, Plan, Tape
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
 from odegrad.plan import plan
 from odegrad.schemes import (
+    ALF,
     RK4,
     RK38,
     RKF45,
@@ -29,6 +39,8 @@ from odegrad.schemes import (
     Kutta3,
     Midpoint,
     Ralston,
+    Reversible,
+    ReversibleHeun,
     Tsit5,
 )
 from odegrad.solution import Solution, Status
@@ -42,6 +54,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "unknown"
 
 __all__ = [
+    "ALF",
     "plan",
     "Share",
     "Rewind",
@@ -72,6 +85,8 @@ __all__ = [
     "Midpoint",
     "NeuralODE",
     "Ralston",
+    "Reversible",
+    "ReversibleHeun",
     "Solution",
     "Stats",
     "Status",
@@ -79,6 +94,7 @@ __all__ = [
     "Steps",
     "StoreAll",
     "Tape",
+    "Tiered",
     "Tsit5",
     "errors",
     "schemes",

@@ -98,7 +98,9 @@ class Tiered:
         whole = Binomial(self.slots).bounds(n, known)
         device = min(whole.device, self.device)
         ram = min(whole.device - device, self.ram)
-        return whole._replace(device=device, ram=ram, disk=whole.device - device - ram)
+        disk = whole.device - device - ram
+        directory = None if self.directory is None else os.fspath(self.directory)
+        return whole._replace(device=device, ram=ram, disk=disk, directory=directory)
 
     def forward(self, n: int | None) -> Iterator[Action]:
         """Advances to the end, storing the states that `Binomial` does."""

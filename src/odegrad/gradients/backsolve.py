@@ -55,8 +55,9 @@ def _rule(run: Run, n_y: int, n_p: int) -> Rule:
         return ys, tuple(y.clone() for y in ys)
 
     def transpose(
-        inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool]
+        inputs: Leaves, kept: Leaves, grad_ys: OptionalLeaves, needs: Sequence[bool], retain: bool
     ) -> OptionalLeaves:
+        del retain
         run.field.check_unchanged()
         p = run.field.own(inputs[n_y : n_y + n_p], needs[n_y:-1])
         found = run.field.bound(p, lambda: _integrate(run, p, kept, grad_ys))

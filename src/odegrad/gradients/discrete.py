@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from odegrad.budget import Share, budget_bytes, check_budget
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
 from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
-from odegrad.gradients.node import Rule, apply, graph_is_retained, plainly
+from odegrad.gradients.node import Rule, apply, plainly
 from odegrad.gradients.planning import Plan, check_plan, chosen, planned
 from odegrad.gradients.rehearsal import Rehearsal
 from odegrad.grid import Clock, stack_times
@@ -182,13 +182,13 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
         run: Run, checkpoints: Checkpoints, y0: Leaves, p: Leaves, ts: Tensor, grads: OptionalLeaves
     ) -> None:
         if run.programs is not None:
-            rule = _compiled(run, run.programs, checkpoints, n_y, wanted, lambda: False)
+            rule = _compiled(run, run.programs, checkpoints, n_y, wanted)
         else:
-            rule = _eager(run, checkpoints, n_y, wanted, lambda: False)
+            rule = _eager(run, checkpoints, n_y, wanted)
         inputs = (*y0, *p, ts)
         with torch.no_grad():
             outputs, tensors = rule.primal(inputs)
-            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted))
+            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), False)
         del outputs
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
@@ -203,7 +203,6 @@ def _eager(
     checkpoints: Checkpoints,
     n_y: int,
     wanted: Sequence[bool],
-    retained: Callable[[], bool] = graph_is_retained,
 ) -> Rule:
     """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
 
@@ -230,7 +229,11 @@ def _eager(
         return outputs, tensors
 
     def transpose(
-        inputs: Leaves, tensors: Leaves, grads: OptionalLeaves, needs: Sequence[bool]
+        inputs: Leaves,
+        tensors: Leaves,
+        grads: OptionalLeaves,
+        needs: Sequence[bool],
+        retain: bool,
     ) -> OptionalLeaves:
         assert all(w or not need for w, need in zip(wanted, needs[n_y:], strict=True))
         if again:
@@ -238,7 +241,6 @@ def _eager(
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         landings = landing_times(ts).detach() if needs[-1] else None
-        retain = retained()
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)
         found = run.field.bound(
             p, lambda: backward(run, y0, p, landings, checkpoints, kept, grads, retain)
@@ -272,7 +274,6 @@ def _compiled(
     checkpoints: Checkpoints,
     n_y: int,
     wanted: Sequence[bool],
-    retained: Callable[[], bool] = graph_is_retained,
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
@@ -293,11 +294,15 @@ def _compiled(
         return outputs, tensors
 
     def transpose(
-        inputs: Leaves, tensors: Leaves, grads: OptionalLeaves, needs: Sequence[bool]
+        inputs: Leaves,
+        tensors: Leaves,
+        grads: OptionalLeaves,
+        needs: Sequence[bool],
+        retain: bool,
     ) -> OptionalLeaves:
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        kept = left[0][0].with_tensors(tensors, left[0][1], retained())
+        kept = left[0][0].with_tensors(tensors, left[0][1], retain)
         # What was kept is for all that may need a gradient; else only what does is computed.
         used = pull
         if not keeps:

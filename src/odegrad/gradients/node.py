@@ -28,7 +28,7 @@ from odegrad.errors import GradientUnavailableError
 from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 
-__all__ = ["Rule", "apply", "graph_is_retained", "plainly"]
+__all__ = ["Rule", "apply", "plainly"]
 
 T = TypeVar("T")
 
@@ -39,14 +39,14 @@ class Rule:
 
     Attributes:
         primal: inputs ↦ (outputs, kept).
-        transpose: (inputs, kept, cotangents of the outputs, which inputs need one) ↦ cotangents of
-            the inputs.
+        transpose: (inputs, kept, cotangents of the outputs, which inputs need one, whether what was
+            kept has to serve again) ↦ cotangents of the inputs.
         replay: inputs ↦ outputs on the autograd graph; None if orders above 1 do not exist.
         name: What to call it in messages.
     """
 
     primal: Callable[[Leaves], tuple[Leaves, Leaves]]
-    transpose: Callable[[Leaves, Leaves, OptionalLeaves, Sequence[bool]], OptionalLeaves]
+    transpose: Callable[[Leaves, Leaves, OptionalLeaves, Sequence[bool], bool], OptionalLeaves]
     replay: Callable[[Leaves], Leaves] | None
     name: str
 
@@ -72,7 +72,7 @@ def plainly(thunk: Callable[[Leaves], T], inputs: Leaves) -> T:
     return found[0]
 
 
-def graph_is_retained() -> bool:
+def _graph_is_retained() -> bool:
     """Whether the backward pass in progress keeps its graph; True if torch does not tell."""
     query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # pyright: ignore
     return query is None or bool(query())
@@ -149,26 +149,29 @@ class _Map(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         call: _Call = ctx.call
         needs = tuple(ctx.needs_input_grad[1:])
-        return (
-            None,
-            *_Transpose.apply(call, needs, *ctx.saved_tensors, *grads[: call.n_outputs]),
-        )
+        # Transforms of torch.func do not retain the graph, but a derivative of this backward pass comes
+        # through this node again, where it is that of an outer level.
+        retain = _graph_is_retained() or torch.is_grad_enabled()
+        tensors = (*ctx.saved_tensors, *grads[: call.n_outputs])
+        return (None, *_Transpose.apply(call, needs, retain, *tensors))
 
 
 class _Transpose(Function):
     """Order 1: (inputs, kept, cotangents of outputs) ↦ cotangents of inputs."""
 
     @staticmethod
-    def forward(call: _Call, needs: tuple[bool, ...], *tensors: Tensor | None) -> OptionalLeaves:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        call: _Call, needs: tuple[bool, ...], retain: bool, *tensors: Tensor | None
+    ) -> OptionalLeaves:
         n, m = call.n_inputs, len(tensors) - call.n_outputs
         inputs: Any = tensors[:n]
         kept: Any = tensors[n:m]
-        return call.rule.transpose(inputs, kept, tensors[m:], needs)
+        return call.rule.transpose(inputs, kept, tensors[m:], needs, retain)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: OptionalLeaves) -> None:
         del output
-        call, needs, *tensors = inputs
+        call, needs, _, *tensors = inputs
         ctx.call, ctx.needs, ctx.n_kept = call, needs, len(tensors) - call.n_inputs - call.n_outputs
         grads = tensors[len(tensors) - call.n_outputs :]
         ctx.save_for_backward(*tensors[: call.n_inputs], *grads)
@@ -196,7 +199,7 @@ class _Transpose(Function):
         places = [*active, *(n + ctx.n_kept + i for i in present)]
         for place, grad in zip(places, found, strict=True):
             result[place] = grad
-        return (None, None, *result)
+        return (None, None, None, *result)
 
 
 class _Higher(Function):

@@ -25,6 +25,7 @@ from torch import Tensor
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.state import Leaves, OptionalLeaves, nbytes
+from odegrad.storage import IN_FLIGHT
 from odegrad.stepsize import Steps
 from odegrad.sweeps import Run, Stats
 
@@ -130,7 +131,7 @@ class Rehearsal:
         bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
         states = bounds.device + bounds.held
         if self._y0[0].device.type == "cpu":
-            states += bounds.ram
+            states += bounds.ram + min(bounds.disk, IN_FLIGHT)
         rows = -(-bounds.tape // self.chunk(bounds.keep))
         return 2 * outputs * self.output + states * self.state + rows * needs.row + needs.work
 

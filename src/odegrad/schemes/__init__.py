@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from odegrad.schemes.adaptive_heun import AdaptiveHeun
+from odegrad.schemes.alf import ALF
 from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.bosh3 import Bosh3
 from odegrad.schemes.cash_karp import CashKarp
@@ -15,6 +16,8 @@ from odegrad.schemes.heun import Heun
 from odegrad.schemes.kutta3 import Kutta3
 from odegrad.schemes.midpoint import Midpoint
 from odegrad.schemes.ralston import Ralston
+from odegrad.schemes.reversible import Reversible
+from odegrad.schemes.reversible_heun import ReversibleHeun
 from odegrad.schemes.rk4 import RK4
 from odegrad.schemes.rk38 import RK38
 from odegrad.schemes.rkf45 import RKF45
@@ -23,6 +26,7 @@ from odegrad.schemes.tableau import Tableau
 from odegrad.schemes.tsit5 import Tsit5
 
 __all__ = [
+    "ALF",
     "SCHEMES",
     "AdaptiveHeun",
     "Bosh3",
@@ -39,6 +43,8 @@ __all__ = [
     "RK4",
     "RKF45",
     "Ralston",
+    "Reversible",
+    "ReversibleHeun",
     "SSPRK3",
     "Scheme",
     "Step",
@@ -47,7 +53,7 @@ __all__ = [
     "Tsit5",
 ]
 
-SCHEMES: tuple[type[ExplicitRungeKutta], ...] = (
+SCHEMES: tuple[type[Scheme], ...] = (
     Euler,
     Midpoint,
     Heun,
@@ -64,5 +70,8 @@ SCHEMES: tuple[type[ExplicitRungeKutta], ...] = (
     Dopri5,
     Tsit5,
     Dopri8,
+    ALF,
+    ReversibleHeun,
+    Reversible,
 )
-"""All schemes, from the simplest to the most accurate."""
+"""All schemes: Runge–Kutta schemes from the simplest to the most accurate, then reversible ones."""

@@ -23,7 +23,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from odegrad.errors import GradientUnavailableError
 from odegrad.field import VectorField
+from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["Scheme", "Step", "StepGrad"]
@@ -67,10 +69,12 @@ class Scheme(ABC):
     Attributes:
         order: The order p of the scheme: global error O(h^p).
         error_order: k with error estimate O(h^k); None if there is no error estimate.
+        reversible: Whether the scheme has an `unstep`.
     """
 
-    order: ClassVar[int]
-    error_order: ClassVar[int | None] = None
+    order: int
+    error_order: int | None = None
+    reversible: ClassVar[bool] = False
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step."""
@@ -97,6 +101,30 @@ class Scheme(ABC):
             carry: What the step before, or `init`, handed on.
             p: Parameters.
         """
+
+    def unstep(
+        self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
+    ) -> tuple[Leaves, Leaves]:
+        """The inverse of `step`: the state and the carry before the step from t to t + dt.
+
+        Equal to them up to rounding errors, which the inverse of an unstable step amplifies.
+
+        Arguments:
+            field: The vector field.
+            t: The start of the step to undo, as it was given to `step`.
+            dt: Its length, likewise.
+            y: The state after it.
+            carry: The carry after it.
+            p: Parameters.
+
+        Raises:
+            GradientUnavailableError: If the scheme is not reversible.
+        """
+        del field, t, dt, y, carry, p
+        raise GradientUnavailableError(
+            f"{type(self).__name__} cannot be run backwards; a reversible scheme is needed: ALF(), "
+            "ReversibleHeun(), or Reversible(base), which makes one of any Runge–Kutta scheme"
+        )
 
     def init_vjp(
         self, field: VectorField, t: Time, y: Leaves, p: Leaves, grad_carry: Leaves
@@ -137,6 +165,7 @@ class Scheme(ABC):
                 transposed one at a time needs less memory then. Here it changes nothing.
         """
         del kept
+        before = field.evaluations
         with torch.enable_grad():
             t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
             step = self.step(field, t_, dt_, y_, carry_, p)
@@ -149,6 +178,7 @@ class Scheme(ABC):
                 outputs += values
                 cotangents += grads
         pulled = _pull(outputs, cotangents, [t_, dt_], (*y_, *carry_), p)
+        field.transposes += field.evaluations - before
         n = len(y)
         grad_t, grad_dt = pulled.times
         return StepGrad(grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p)
@@ -185,6 +215,7 @@ def _pull(
     wanted = [x for x in p if x.requires_grad]
     inputs = [*tensors, *y, *wanted]
     grads: Sequence[Tensor | None] = [None] * len(inputs)
+    check_reachable(outputs, inputs)
     if pairs:
         grads = torch.autograd.grad(
             [x for x, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True

@@ -5,5 +5,9 @@ from __future__ import annotations
 from odegrad.storage.disk import DiskShelf
 from odegrad.storage.pinned import PinnedShelf
 from odegrad.storage.shelf import Shelf
+from odegrad.storage.statefile import MAX_READS, MAX_WRITES
 
-__all__ = ["DiskShelf", "PinnedShelf", "Shelf"]
+IN_FLIGHT = MAX_WRITES + MAX_READS
+"""The most states that a `DiskShelf` holds in CPU memory on their way, if they belong there."""
+
+__all__ = ["IN_FLIGHT", "DiskShelf", "PinnedShelf", "Shelf"]

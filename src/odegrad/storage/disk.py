@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import weakref
 
 from odegrad.errors import CheckpointStorageError
 from odegrad.state import Leaves
+from odegrad.storage.jobs import Place
 from odegrad.storage.layout import Layout
-from odegrad.storage.statefile import MAX_READS, MAX_WRITES, Place, StateFile
+from odegrad.storage.statefile import MAX_READS, MAX_WRITES, StateFile, Token
 
 __all__ = ["DiskShelf"]
 
@@ -17,7 +17,8 @@ class DiskShelf:
     """A store of numbered states in one file, which leaves nothing behind however the process ends.
 
     A background thread writes and reads ahead. Each state is checked when it is read. After a fork of
-    the process the child can read what is stored; what it stores itself goes to a file of its own.
+    the process the child can read what is stored; what it stores itself goes to a file of its own. The
+    space is free when the child has ended, too.
 
     Arguments:
         rows: How many states have to fit at once. Their space is reserved now, and more is taken if
@@ -41,10 +42,10 @@ class DiskShelf:
         layout = Layout(like)
         self._make = layout, rows, directory
         self._files: list[StateFile] = []  # several only after a fork of the process
-        self._exits: list[weakref.finalize[..., DiskShelf]] = []
+        self._tokens: list[Token] = []  # one for each file, until this store is closed
         self._places: dict[int, Place] = {}
         self.memory_rows = MAX_WRITES + MAX_READS + (not layout.on_cpu)
-        self._use(StateFile(*self._make))
+        self._new_file()
 
     def put(self, i: int, state: Leaves) -> None:
         """Stores state i; does nothing if it is stored already.
@@ -56,7 +57,7 @@ class DiskShelf:
         if i in self._places:
             return
         if self._files[-1].foreign:
-            self._use(StateFile(*self._make))
+            self._new_file()
         self._places[i] = self._files[-1].store(i, state)
 
     def get(self, i: int) -> Leaves:
@@ -86,9 +87,8 @@ class DiskShelf:
         self._check()
         other = object.__new__(DiskShelf)
         other._make, other.memory_rows = self._make, self.memory_rows
-        other._files, other._exits, other._places = [], [], dict(self._places)
-        for file in self._files:
-            other._use(file)
+        other._files, other._tokens = list(self._files), list(self._tokens)
+        other._places = dict(self._places)
         return other
 
     @property
@@ -103,22 +103,24 @@ class DiskShelf:
             CheckpointStorageError: If a state could not be written.
         """
         try:
-            if self._exits[-1].alive:
+            if self._tokens:
                 self._files[-1].settle()
         finally:
             self._places.clear()
-            for leave in self._exits:
-                leave()
+            self._tokens.clear()
             for file in self._files:
                 file.join()
 
-    def _use(self, file: StateFile) -> None:
-        self._files.append(file)
-        file.enter()
-        self._exits.append(weakref.finalize(self, file.leave))
+    def _new_file(self) -> None:
+        self._tokens.append(Token())
+        try:
+            self._files.append(StateFile(*self._make, self._tokens[-1]))
+        except BaseException:
+            self._tokens.pop()
+            raise
 
     def _check(self) -> None:
-        if not self._exits[-1].alive:
+        if not self._tokens:
             raise CheckpointStorageError(
                 "the store of checkpoints on disk was closed: solve again to get new ones"
             )

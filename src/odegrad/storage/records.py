@@ -17,16 +17,20 @@ class Records:
 
     Arguments:
         layout: The layout of a state.
-        rows: How many records to make room for.
         directory: Where to make the file, or None for the system's temporary directory.
-
-    Raises:
-        CheckpointStorageError: If there is no room, or the directory cannot be written.
     """
 
-    def __init__(self, layout: Layout, rows: int, directory: str | os.PathLike[str] | None) -> None:
+    def __init__(self, layout: Layout, directory: str | os.PathLike[str] | None) -> None:
         self.layout = layout
-        self.file = ScratchFile(directory, rows * layout.nbytes)
+        self.file = ScratchFile(directory)
+
+    def make(self, rows: int) -> None:
+        """Makes the file, with room for `rows` records.
+
+        Raises:
+            CheckpointStorageError: If there is no room, or the directory cannot be written.
+        """
+        self.file.make(rows * self.layout.nbytes)
 
     def make_room(self, record: int) -> None:
         """Makes sure that the file has a record of this number."""

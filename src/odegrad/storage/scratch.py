@@ -1,8 +1,9 @@
 """A file without a name, which is gone when the process is.
 
 On POSIX the name is removed as soon as the file is open: the operating system frees the space when the
-last descriptor is closed, also after SIGKILL. Where an open file keeps its name (Windows), `close`
-removes it. All reads and writes name their offset, so that threads and forked processes can share it.
+last descriptor is closed, also after SIGKILL. Reads and writes name their offset, so that threads and
+forked processes can share it. Where an open file keeps its name (Windows), it is removed when it is
+closed or the interpreter ends, but not after a kill; there each access holds a lock.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import shutil
 import sys
 import tempfile
 import threading
+import weakref
 
 from odegrad.errors import CheckpointStorageError
 
 __all__ = ["ScratchFile", "full_error"]
 
 _CHUNK = 1 << 24
-"""The most bytes of one system call: after as many, a file that is being closed is noticed."""
+"""The most bytes of one system call."""
 
 _POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
-_SEEK = threading.Lock()  # held between seek and access where there is no positional access
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -41,90 +42,99 @@ def full_error(directory: str, nbytes: int, cause: OSError) -> CheckpointStorage
 
 
 class ScratchFile:
-    """A private file of a given size.
+    """A private file, which is closed when this object is gone.
 
     Arguments:
         directory: Where to make it, or None for the system's temporary directory.
-        nbytes: The bytes to reserve.
-
-    Raises:
-        CheckpointStorageError: If it cannot be made, or there is no room for it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None, nbytes: int) -> None:
-        self._pid = os.getpid()
-        self._fd = -1
-        self._folder: str | None = None
-        self._abandoned = False
+    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self.nbytes = 0
-        self.directory = (
-            "the system's temporary directory" if directory is None else os.fsdecode(directory)
-        )
+        self.directory = "the temporary directory" if directory is None else os.fsdecode(directory)
+        self._default = directory is None
+        self._open = _Open()
+        self._end = weakref.finalize(self, self._open.close)
+
+    def make(self, nbytes: int) -> None:
+        """Makes it and reserves its space.
+
+        Raises:
+            CheckpointStorageError: If it cannot be made, or there is no room for it.
+        """
         try:
-            try:
-                self._open(tempfile.gettempdir() if directory is None else os.fsdecode(directory))
-            except OSError as error:
-                raise full_error(self.directory, nbytes, error) from error
+            place = tempfile.gettempdir() if self._default else self.directory
+            self.directory = os.path.abspath(place)
+            self._open.make(self.directory)
+        except OSError as error:
+            self.close()
+            raise full_error(self.directory, nbytes, error) from error
+        # A file without a name needs nothing at the end of the interpreter.
+        self._end.atexit = self._open.folder is not None
+        try:
             self.reserve(nbytes)
-        except BaseException:
+        except CheckpointStorageError:
             self.close()
             raise
 
     def reserve(self, nbytes: int) -> None:
         """Makes the file `nbytes` bytes long, all of which can be written."""
+        fd = self._open.fd
         try:
-            _allocate(self._fd, self.nbytes, nbytes - self.nbytes, self.directory)
+            _allocate(fd, self.nbytes, nbytes - self.nbytes, self.directory)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self.nbytes)  # frees what was found
+                os.ftruncate(fd, self.nbytes)  # frees what was found
             raise full_error(self.directory, nbytes - self.nbytes, error) from error
         self.nbytes = nbytes
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data`."""
         while data:
-            self._check()
-            n = _write(self._fd, data[:_CHUNK], offset)
+            n = _write(self._open, data[:_CHUNK], offset)
             data, offset = data[n:], offset + n
 
     def read(self, into: memoryview, offset: int) -> bool:
         """Fills `into`; returns False if the file ends before."""
         while into:
-            self._check()
-            n = _read(self._fd, into[:_CHUNK], offset)
+            n = _read(self._open, into[:_CHUNK], offset)
             if n == 0:
                 return False
             into, offset = into[n:], offset + n
         return True
 
-    def abandon(self) -> None:
-        """Lets reads and writes that are under way fail."""
-        self._abandoned = True
-
     def close(self) -> None:
         """Closes the file, which frees its space."""
-        fd, self._fd = self._fd, -1
-        folder, self._folder = self._folder, None
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        if folder is not None and self._pid == os.getpid():
-            shutil.rmtree(folder, ignore_errors=True)
+        self._end()
 
-    def _open(self, directory: str) -> None:
-        self.directory = os.path.abspath(directory)
-        self._folder = tempfile.mkdtemp(prefix=f"odegrad-{self._pid}-", dir=self.directory)
-        path = os.path.join(self._folder, "states")
+
+class _Open:
+    """The open file, and its folder if that could not be removed at once."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.folder: str | None = None
+        self.lock = threading.Lock()  # held during each access if there is a folder
+        self._pid = os.getpid()
+
+    def make(self, directory: str) -> None:
+        self.folder = tempfile.mkdtemp(prefix=f"odegrad-{self._pid}-", dir=directory)
+        path = os.path.join(self.folder, "states")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(path, flags, 0o600)
+        self.fd = os.open(path, flags, 0o600)
         with contextlib.suppress(OSError):  # Windows refuses
             os.unlink(path)
-            os.rmdir(self._folder)
-            self._folder = None
+            os.rmdir(self.folder)
+            self.folder = None
 
-    def _check(self) -> None:
-        if self._abandoned or self._fd < 0:
-            raise OSError(errno.EBADF, "the file was closed")
+    def close(self) -> None:
+        with self.lock:
+            fd, self.fd = self.fd, -1
+            folder, self.folder = self.folder, None
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        if folder is not None and self._pid == os.getpid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _allocate(fd: int, offset: int, length: int, directory: str) -> None:
@@ -142,19 +152,19 @@ def _allocate(fd: int, offset: int, length: int, directory: str) -> None:
     os.ftruncate(fd, offset + length)
 
 
-def _write(fd: int, data: memoryview, offset: int) -> int:
-    if _POSITIONAL:
-        return os.pwrite(fd, data, offset)
-    with _SEEK:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, data)
+def _write(file: _Open, data: memoryview, offset: int) -> int:
+    if _POSITIONAL and file.folder is None:
+        return os.pwrite(file.fd, data, offset)
+    with file.lock:
+        os.lseek(file.fd, offset, os.SEEK_SET)
+        return os.write(file.fd, data)
 
 
-def _read(fd: int, into: memoryview, offset: int) -> int:
-    if _POSITIONAL:
-        return os.preadv(fd, [into], offset)
-    with _SEEK:
-        os.lseek(fd, offset, os.SEEK_SET)
-        data = os.read(fd, len(into))
+def _read(file: _Open, into: memoryview, offset: int) -> int:
+    if _POSITIONAL and file.folder is None:
+        return os.preadv(file.fd, [into], offset)
+    with file.lock:
+        os.lseek(file.fd, offset, os.SEEK_SET)
+        data = os.read(file.fd, len(into))
     into[: len(data)] = data
     return len(data)

@@ -14,12 +14,13 @@ from collections import deque
 
 from odegrad.errors import CheckpointStorageError
 from odegrad.state import Leaves
+from odegrad.storage.jobs import Make, Place, Read, Write
 from odegrad.storage.layout import Buffer, Layout
 from odegrad.storage.records import Records
-from odegrad.storage.slots import Slot, Slots
-from odegrad.storage.worker import Job, Worker
+from odegrad.storage.slots import Slots
+from odegrad.storage.worker import Worker
 
-__all__ = ["MAX_READS", "MAX_WRITES", "Place", "StateFile"]
+__all__ = ["MAX_READS", "MAX_WRITES", "StateFile", "Token"]
 
 MAX_WRITES = 2
 """The most states that wait to be written."""
@@ -28,61 +29,10 @@ MAX_READS = 2
 """The most states that are read ahead."""
 
 
-class Place(Slot):
-    """The record of one state; free again when no store refers to it.
+class Token:
+    """Held by all that use a file: when it is gone, the background thread closes the file."""
 
-    Attributes:
-        file: The file.
-        i: The number of the state.
-        write: What writes it, until that is known to be done.
-        read: What reads it ahead.
-    """
-
-    __slots__ = ("file", "i", "read", "write")
-
-    def __init__(self, slots: Slots, file: StateFile, i: int) -> None:
-        super().__init__(slots)
-        self.file, self.i = file, i
-        self.write: _Write | None = None
-        self.read: _Read | None = None
-
-
-class _Write(Job):
-    """Writes the state in `buffer`, which is None when that is done."""
-
-    def __init__(
-        self, place: Place, records: Records, buffer: Buffer, spare: deque[Buffer]
-    ) -> None:
-        super().__init__()
-        self.place = weakref.ref(place)
-        self.buffer: Buffer | None = buffer
-        self.i, self._record = place.i, place.index
-        self._records, self._spare = records, spare
-
-    def work(self) -> None:
-        assert self.buffer is not None
-        try:
-            self._records.write(self._record, self.i, self.buffer)
-        except BaseException as error:
-            self.error = error  # before the buffer goes, for those who look at it meanwhile
-            raise
-        finally:
-            buffer, self.buffer = self.buffer, None
-            self._spare.append(buffer)
-
-
-class _Read(Job):
-    """Reads a state into `state`."""
-
-    def __init__(self, place: Place, records: Records) -> None:
-        super().__init__()
-        self.place = weakref.ref(place)
-        self.state = records.layout.empty()
-        self._i, self._record, self._records = place.i, place.index, records
-
-    def work(self) -> None:
-        if self.place() is not None:
-            self._records.read(self._record, self._i, self.state)
+    __slots__ = ("__weakref__",)
 
 
 class StateFile:
@@ -92,22 +42,35 @@ class StateFile:
         layout: The layout of a state.
         rows: How many states to reserve room for.
         directory: Where to make the file, or None for the system's temporary directory.
+        token: Held by the stores that use the file.
 
     Raises:
         CheckpointStorageError: If there is no room, or the directory cannot be written.
     """
 
-    def __init__(self, layout: Layout, rows: int, directory: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        rows: int,
+        directory: str | os.PathLike[str] | None,
+        token: Token,
+    ) -> None:
         self._layout = layout
-        self._records = Records(layout, rows, directory)
+        self._records = Records(layout, directory)
         self._slots = Slots()
-        self._worker = Worker()
         self._lock = threading.RLock()  # never held by the background thread
-        self._writes: deque[_Write] = deque()
-        self._reads: list[weakref.ref[_Read]] = []
+        self._writes: deque[Write] = deque()
+        self._reads: list[weakref.ref[Read]] = []
         self._spare: deque[Buffer] = deque(maxlen=MAX_WRITES)
-        self._users: deque[None] = deque()
         self._pid = os.getpid()
+        self._token = weakref.ref(token)
+        self._worker = Worker(token, self._records.file.close)
+        del token  # a traceback may keep this frame
+        make = Make(self._records, rows)
+        self._worker.submit(make)
+        make.wait()
+        if make.error is not None:
+            raise CheckpointStorageError(str(make.error)) from (make.error.__cause__ or make.error)
 
     @property
     def nbytes(self) -> int:
@@ -119,30 +82,13 @@ class StateFile:
         """Whether this process is a fork of the one that made the file: then it may only read."""
         return self._pid != os.getpid()
 
-    def enter(self) -> None:
-        """Counts a store that uses the file."""
-        self._users.append(None)
-
-    def leave(self) -> None:
-        """Counts it out; the last one closes the file, in the background.
-
-        Neither locks nor waits: the garbage collector may call this at any moment, in any thread. At
-        the end of the interpreter it waits, since the background thread does not live longer.
-        """
-        self._users.pop()
-        if self._users:
+    def join(self) -> None:
+        """Waits until the file is closed, if no store uses it any more."""
+        if self._token() is not None:
             return
-        self._records.file.abandon()
         if self.foreign:
             self._records.file.close()
-            return
-        self._worker.stop(self._records.file.close)
-        if not threading.main_thread().is_alive():
-            self._worker.join()
-
-    def join(self) -> None:
-        """Waits until the file is closed, if all stores have left."""
-        if not self._users and not self.foreign:
+        else:
             self._worker.join()
 
     def store(self, i: int, state: Leaves) -> Place:
@@ -156,7 +102,7 @@ class StateFile:
             buffer.fill(state)
             place = Place(self._slots, self, i)
             self._records.make_room(place.index)
-            write = place.write = _Write(place, self._records, buffer, self._spare)
+            write = place.write = Write(place, self._records, buffer, self._spare)
             self._worker.submit(write)
             self._writes.append(write)  # now that it is sure to be done some time
             return place
@@ -194,7 +140,7 @@ class StateFile:
             self._reads = [read for read in self._reads if read() is not None]
             if len(self._reads) >= MAX_READS and not self._forget_read():
                 return
-            read = _Read(place, self._records)
+            read = Read(place, self._records)
             self._worker.submit(read)
             self._reads.append(weakref.ref(read))
             place.read = read
@@ -217,7 +163,7 @@ class StateFile:
             if write.error is not None and write.place() is not None:
                 raise self._unwritten(write)
 
-    def _unwritten(self, write: _Write) -> CheckpointStorageError:
+    def _unwritten(self, write: Write) -> CheckpointStorageError:
         assert write.error is not None
         error = self._records.unwritten(write.i, write.error)
         error.__cause__ = write.error

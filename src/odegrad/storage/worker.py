@@ -1,12 +1,15 @@
 """One background thread that does jobs in the order in which they were submitted.
 
-Only locks and queues written in C are used: a Ctrl-C cannot leave one of them held.
+A Ctrl-C must not leave a lock held, and what the garbage collector runs must not wait. So locks and
+queue, the start of the thread and what ends it are all written in C: `threading.Thread` is not, and
+goes wrong if its start, join or is_alive is interrupted.
 """
 
 from __future__ import annotations
 
 import _thread
 import threading
+import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -20,10 +23,7 @@ class Job:
     Attributes:
         finished: Whether it is done.
         error: What went wrong, if it is.
-        last: Whether the thread ends after it.
     """
-
-    last = False
 
     def __init__(self) -> None:
         self.finished = False
@@ -42,6 +42,10 @@ class Job:
         except BaseException as error:
             _forget_frames(error)  # which refer to this job, and much else
             self.error = error
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends the waiting for it."""
         self.finished = True
         self._done.release()
 
@@ -51,68 +55,44 @@ class Job:
             pass
 
 
-class _Last(Job):
-    last = True
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__()
-        self._call = call
-
-    def work(self) -> None:
-        self._call()
-
-
-_Queue: TypeAlias = "SimpleQueue[Job | None]"
+_Queue: TypeAlias = "SimpleQueue[Job | weakref.ref[object]]"
 
 
 class Worker:
-    """The thread, which starts with the first job. It holds nothing but jobs that are to be done."""
+    """The thread, which ends when the owner is gone.
 
-    def __init__(self) -> None:
-        self._thread: tuple[_Queue, threading.Lock] | None = None  # the lock is free at its end
+    Arguments:
+        owner: Any object.
+        at_end: Called in the thread when the owner is gone.
+    """
+
+    def __init__(self, owner: object, at_end: Callable[[], None]) -> None:
+        self._jobs: _Queue = SimpleQueue()
+        self._alive = threading.Lock()  # released at the end of the thread
+        self._alive.acquire()
+        watch = weakref.ref(owner, self._jobs.put)
+        _thread.start_new_thread(_serve, (self._jobs, self._alive, watch, at_end))
 
     def submit(self, job: Job) -> None:
-        """Queues a job."""
-        if self._thread is None:
-            self._start()
-        assert self._thread is not None
-        self._thread[0].put(job)
-
-    def stop(self, at_end: Callable[[], None]) -> None:
-        """Calls `at_end` after the jobs that are queued, and ends the thread."""
-        if self._thread is None:
-            at_end()
-        else:
-            self._thread[0].put(_Last(at_end))
+        """Queues a job, which is skipped if the owner is gone by then."""
+        self._jobs.put(job)
 
     def join(self) -> None:
-        """Waits for the end of the thread, which was stopped; not to be called in it."""
-        if self._thread is not None:
-            with self._thread[1]:
-                pass
-
-    def _start(self) -> None:
-        jobs: _Queue = SimpleQueue()
-        alive = threading.Lock()
-        alive.acquire()
-        try:
-            # Thread.start is Python code, which a Ctrl-C can stop with a lock held.
-            _thread.start_new_thread(_serve, (jobs, alive))
-            self._thread = jobs, alive
-        except BaseException:  # whether it runs is not known: it has to end, and another is started
-            self._thread = None
-            jobs.put(None)
-            raise
+        """Waits for the end of the thread."""
+        with self._alive:
+            pass
 
 
-def _serve(jobs: _Queue, alive: threading.Lock) -> None:
-    while True:
-        job = jobs.get()
-        if job is not None:
+def _serve(
+    jobs: _Queue, alive: threading.Lock, watch: weakref.ref[object], at_end: Callable[[], None]
+) -> None:
+    while isinstance(job := jobs.get(), Job):
+        if watch() is None:
+            job.finish()
+        else:
             job.run()
-        if job is None or job.last:
-            break
         del job
+    at_end()  # this job is the watch: the owner is gone
     alive.release()
 
 

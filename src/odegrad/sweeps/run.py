@@ -19,8 +19,8 @@ from odegrad.state import Leaves
 from odegrad.stepsize import StepSize
 
 if TYPE_CHECKING:
-    from odegrad.sweeps.kept import Kept
     from odegrad.compiled import Programs
+    from odegrad.sweeps.kept import Kept
 
 __all__ = ["Monitor", "Run", "Stats", "StepInfo"]
 

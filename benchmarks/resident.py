@@ -1,4 +1,4 @@
-"""Peak memory of one gradient, each in a fresh process: ``python -m benchmarks.memory WORKLOAD SYSTEM``.
+"""Peak resident memory of one gradient, in a fresh process: ``python -m benchmarks.resident WORKLOAD SYSTEM``.
 
 The process warms up on hardly any steps, or on the whole workload if the system compiles; gives back
 what the allocator holds; reads its resident memory; resets the kernel's mark of the peak; computes one
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Peak", "measure_peak"]
+__all__ = ["Peak", "measure_peak", "reset_peak", "status", "trim"]
 
 RESET_PEAK = "5"  # of /proc/self/clear_refs, see proc(5)
 
@@ -45,7 +45,7 @@ def measure_peak(workload: str, system: str, steps: int | None = None) -> Peak |
         system: The name of the system.
         steps: So many equal steps instead of the workload's own.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", workload, system]
+    command = [sys.executable, "-m", "benchmarks.resident", workload, system]
     command += [] if steps is None else [str(steps)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
@@ -54,23 +54,41 @@ def measure_peak(workload: str, system: str, steps: int | None = None) -> Peak |
     return Peak(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _status(key: str) -> int:
-    """A size from /proc/self/status, in bytes."""
+def status(key: str) -> int:
+    """A size from /proc/self/status, in bytes.
+
+    Raises:
+        OSError: If there is no such file or key.
+    """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
     raise OSError(f"no {key}")
 
 
-def _growth(work: Any) -> Peak:
+def reset_peak() -> None:
+    """Makes the kernel's ``VmHWM`` begin anew.
+
+    Raises:
+        OSError: If that is not allowed.
+    """
+    Path("/proc/self/clear_refs").write_text(RESET_PEAK, encoding="ascii")
+
+
+def trim() -> None:
+    """Collects garbage and gives free memory back to the system, where it can be."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _growth(work: Any) -> Peak:
+    trim()
     try:
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text(RESET_PEAK, encoding="ascii")
+        before = status("VmRSS")
+        reset_peak()
         work()
-        return Peak(_status("VmHWM") - before, "VmHWM")
+        return Peak(status("VmHWM") - before, "VmHWM")
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
