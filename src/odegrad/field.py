@@ -23,6 +23,7 @@ from odegrad.errors import (
     FieldOutputError,
     RandomFieldError,
 )
+from odegrad.identity import signature
 from odegrad.linearization import Linearization
 from odegrad.outputs import Outputs
 from odegrad.replay import Snapshot
@@ -79,16 +80,16 @@ class VectorField:
         self.transposes = 0
 
     @property
-    def owner(self) -> object:
-        """What f belongs to: the object whose method it is, else f."""
-        f = self._functions[0]
-        return getattr(f, "__self__", f)
+    def function(self) -> Callable[..., Any]:
+        """f as given."""
+        return self._functions[0]
 
     @property
     def key(self) -> Hashable:
         """What else than shapes the memory that f takes depends on: modes of modules, autocast."""
         modes = tuple(mode for _, mode in self._captures.modes)
-        return (self.n_state, len(self._functions), modes, self.autocast, self.stochastic)
+        functions = tuple(map(signature, self._functions))
+        return (self.n_state, functions, modes, self.autocast, self.stochastic)
 
     # What f reads.
 

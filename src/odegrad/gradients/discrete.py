@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from odegrad.budget import Share, budget_bytes, check_budget
-from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.checkpoints import Checkpoints, Keep, Rewind, StoreAll
 from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
-from odegrad.gradients.base import Gradient, landing_times, may_need_gradient
-from odegrad.gradients.node import Rule, apply, plainly
+from odegrad.gradients.base import Gradient, may_need_gradient
+from odegrad.gradients.node import apply, plainly
 from odegrad.gradients.planning import Plan, check_plan, chosen, planned
 from odegrad.gradients.rehearsal import Rehearsal
-from odegrad.grid import Clock, stack_times
+from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks
+from odegrad.identity import owner, signature
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import FixedStepSize
-from odegrad.sweeps import Kept, Landings, Run, backward, forward
-from odegrad.sweeps.forward import replay
+from odegrad.sweeps import Run
 from odegrad.sweeps.steps import fixed_grid
-
-if TYPE_CHECKING:
-    from odegrad.compiled import Programs
 
 __all__ = ["Discrete"]
 
@@ -101,12 +96,12 @@ class Discrete(Gradient):
             plan = self.plan(run, y0, p, ts, None)
             checkpoints = plan.checkpoints
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
-        _check_field(run, checkpoints)
+        _check_rewinding(run, checkpoints)
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         if run.programs is not None:
-            rule = _compiled(run, run.programs, checkpoints, len(y0), wanted)
+            rule = compiled_rule(run, run.programs, checkpoints, len(y0), wanted)
         else:
-            rule = _eager(run, checkpoints, len(y0), wanted)
+            rule = eager_rule(run, checkpoints, len(y0), wanted)
         return apply(rule, (*y0, *p, ts))
 
     def plan(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor, n_steps: int | None) -> Plan:
@@ -122,6 +117,7 @@ class Discrete(Gradient):
         Raises:
             MemoryBudgetError: If the memory is too little.
         """
+        _check_rewinding(run, self.checkpoints)
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         n_y = len(y0)
 
@@ -145,14 +141,14 @@ class Discrete(Gradient):
             checkpoints = chosen(rehearsal, budget, n, outputs, compiled)
         checkpoints = checkpoints or StoreAll()
         if run.programs is not None:
-            checkpoints = _in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
+            checkpoints = in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
         expected = n_steps if n is None else n
         plan = planned(rehearsal, checkpoints, budget, expected, n is not None, outputs)
         check_plan(plan)
         return plan
 
 
-def _check_field(run: Run, checkpoints: Checkpoints) -> None:
+def _check_rewinding(run: Run, checkpoints: Checkpoints | None) -> None:
     """Whether the scheme and the field go with a schedule that rewinds."""
     if not isinstance(checkpoints, Rewind):
         return
@@ -182,9 +178,9 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
         run: Run, checkpoints: Checkpoints, y0: Leaves, p: Leaves, ts: Tensor, grads: OptionalLeaves
     ) -> None:
         if run.programs is not None:
-            rule = _compiled(run, run.programs, checkpoints, n_y, wanted)
+            rule = compiled_rule(run, run.programs, checkpoints, n_y, wanted)
         else:
-            rule = _eager(run, checkpoints, n_y, wanted)
+            rule = eager_rule(run, checkpoints, n_y, wanted)
         inputs = (*y0, *p, ts)
         with torch.no_grad():
             outputs, tensors = rule.primal(inputs)
@@ -192,143 +188,7 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
         del outputs
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
-    loss = None if run.loss is None else id(run.loss.function)
+    loss = None if run.loss is None else signature(run.loss.function)
     key = (run.scheme, shapes, wanted, run.field.key, loss)
-    owner = run.field.owner if programs is None else programs
-    return Rehearsal(run, y0, p, ts, both, chunk, owner, key)
-
-
-def _eager(
-    run: Run,
-    checkpoints: Checkpoints,
-    n_y: int,
-    wanted: Sequence[bool],
-) -> Rule:
-    """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
-
-    Which of p and ts may need a cotangent has to be known before a forward sweep that keeps graphs.
-    """
-    bounds = checkpoints.bounds(1, known=True)
-    graphs = bounds.keep is Keep.GRAPH
-    again = not (isinstance(checkpoints, StoreAll) and graphs) or run.loss is not None
-    left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
-
-    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
-        landings: Landings = run.times
-        if graphs:
-            p = run.field.own(p, wanted[:-1])
-            if wanted[-1]:
-                landings = tuple(x.detach().requires_grad_() for x in landing_times(ts))
-        sweep = run.repeatable if again else run.observed
-        outputs, kept = sweep(p, lambda: forward(run, y0, p, landings, checkpoints))
-        run.mark()
-        assert kept is not None
-        tensors = kept.tensors()
-        left.append((kept, kept.forget_data()))
-        return outputs, tensors
-
-    def transpose(
-        inputs: Leaves,
-        tensors: Leaves,
-        grads: OptionalLeaves,
-        needs: Sequence[bool],
-        retain: bool,
-    ) -> OptionalLeaves:
-        assert all(w or not need for w, need in zip(wanted, needs[n_y:], strict=True))
-        if again:
-            run.check_unchanged()
-        y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        landings = landing_times(ts).detach() if needs[-1] else None
-        kept = left[0][0].with_tensors(tensors, left[0][1], retain)
-        found = run.field.bound(
-            p, lambda: backward(run, y0, p, landings, checkpoints, kept, grads, retain)
-        )
-        if again:
-            run.mark()
-        grad_ts = stack_times(found.times, ts) if needs[-1] else None
-        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
-        return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
-
-    return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
-
-
-def _keeps_graphs(checkpoints: Checkpoints) -> bool:
-    """Whether the compiled engine keeps what the transposes need, not states alone."""
-    return checkpoints.bounds(1, known=True).keep in (Keep.GRAPH, None)
-
-
-def _in_chunks(checkpoints: Checkpoints, rows: int) -> Checkpoints:
-    """The schedule that the compiled engine follows: step by step is chunk by chunk there."""
-    if isinstance(checkpoints, Every):
-        return checkpoints.blocks
-    if isinstance(checkpoints, StoreAll | Blockwise):
-        return checkpoints
-    return Blockwise(checkpoints, rows, Keep.GRAPH)
-
-
-def _compiled(
-    run: Run,
-    programs: Programs,
-    checkpoints: Checkpoints,
-    n_y: int,
-    wanted: Sequence[bool],
-) -> Rule:
-    """The same map with both sweeps in compiled chunks of steps."""
-    from odegrad.sweeps import compiled  # what it imports takes its time
-
-    left: list[tuple[Kept, list[int]]] = []  # places only
-    keeps = _keeps_graphs(checkpoints)
-    # If the step has no transpose that is one graph, that has to come out now.
-    n = programs.n_read
-    pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps)
-    checkpoints = _in_chunks(checkpoints, programs.rows(pull))
-
-    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p = inputs[:n_y], inputs[n_y:-1]
-        outputs, kept = compiled.forward(run, programs, y0, p, checkpoints, pull)
-        assert kept is not None
-        tensors = kept.tensors()
-        left.append((kept, kept.forget_data()))
-        return outputs, tensors
-
-    def transpose(
-        inputs: Leaves,
-        tensors: Leaves,
-        grads: OptionalLeaves,
-        needs: Sequence[bool],
-        retain: bool,
-    ) -> OptionalLeaves:
-        y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        kept = left[0][0].with_tensors(tensors, left[0][1], retain)
-        # What was kept is for all that may need a gradient; else only what does is computed.
-        used = pull
-        if not keeps:
-            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
-        landings = landing_times(ts).detach() if used.timed else None
-        found = compiled.backward(run, programs, y0, p, landings, checkpoints, used, kept, grads)
-        grad_ts = stack_times(found.times, ts) if needs[-1] else None
-        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
-        return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
-
-    return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
-
-
-def _again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
-    """The solve once more, as an ordinary differentiable program."""
-    run.field.check_draws()
-    run.check_unchanged()
-    y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
-    landings = landing_times(ts) if ts.requires_grad else run.times
-    clock = Clock(run.accepted_grid, landings)
-    return run.field.bound(p, lambda: replay(run, clock, y0, p, landings[0]))
-
-
-def _zeros(grads: OptionalLeaves, like: Leaves) -> OptionalLeaves:
-    """Zeros for parameters that f never touched, as DistributedDataParallel expects."""
-    return tuple(
-        torch.zeros_like(x) if g is None and x.requires_grad else g
-        for g, x in zip(grads, like, strict=True)
-    )
+    whose = owner(run.field.function) if programs is None else programs
+    return Rehearsal(run, y0, p, ts, both, chunk, whose, key)

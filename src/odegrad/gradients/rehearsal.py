@@ -25,8 +25,8 @@ from torch import Tensor
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.state import Leaves, OptionalLeaves, nbytes
-from odegrad.storage import IN_FLIGHT
 from odegrad.stepsize import Steps
+from odegrad.storage import IN_FLIGHT
 from odegrad.sweeps import Run, Stats
 
 __all__ = ["Kind", "Needs", "Rehearsal", "kind_of"]
