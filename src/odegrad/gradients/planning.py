@@ -26,6 +26,7 @@ from odegrad.checkpoints import (
     Keep,
     Online,
     StoreAll,
+    Unstep,
     advances,
 )
 from odegrad.errors import MemoryBudgetError
@@ -52,7 +53,8 @@ class Plan:
         peak_bytes: The predicted peak of solve and gradient together; of a solve with an unknown number
             of steps, an upper bound; None if there is none.
         disk_bytes: What is kept on disk.
-        recompute_factor: Steps taken over steps accepted, or None if their number is unknown.
+        recompute_factor: How often each step is evaluated, on average: 1 with every graph kept, 2 with
+            every state. None if the number of steps is unknown.
     """
 
     checkpoints: Checkpoints
@@ -84,7 +86,7 @@ class Plan:
         if self.disk_bytes:
             rows.append(("on disk", size(self.disk_bytes)))
         if self.recompute_factor is not None:
-            rows.append(("steps taken / steps", f"{self.recompute_factor:.2f}"))
+            rows.append(("evaluations of a step", f"{self.recompute_factor:.2f}"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -124,7 +126,7 @@ def planned(
         working_bytes=needs.work,
         peak_bytes=peak,
         disk_bytes=disk,
-        recompute_factor=None if n is None else 1.0 + _again(checkpoints, n, known) / n,
+        recompute_factor=None if n is None else 1.0 + _extra(checkpoints, n, known) / n,
     )
 
 
@@ -137,15 +139,22 @@ def _bounded(checkpoints: Checkpoints) -> bool:
     return sum(checkpoints.bounds(_MANY, known=False)[:4]) < _MANY >> 20
 
 
-def _again(checkpoints: Checkpoints, n: int, known: bool) -> int:
-    """How many steps the backward sweep takes again, as `Stats.recomputed` counts them."""
+def _extra(checkpoints: Checkpoints, n: int, known: bool) -> int:
+    """How many steps the backward sweep evaluates again, those included that it transposes."""
+    keep = checkpoints.bounds(n, known).keep
+    transposed = 0 if keep is Keep.GRAPH else n
     if isinstance(checkpoints, Binomial) and known:
-        return advances(n, checkpoints.slots) - (n - 1)
+        return transposed + advances(n, checkpoints.slots) - (n - 1)
     total = 0
     for action in checkpoints.backward(n, known):
-        if isinstance(action, Advance) and action.stop is not None:
-            total += action.stop - action.start - (action.keep is not None)
-    return total
+        match action:
+            case Advance(start, stop, _, keep) if stop is not None:
+                total += stop - start - (keep is Keep.STATE)
+            case Unstep(start, stop):
+                total += start - stop
+            case _:
+                pass
+    return transposed + total
 
 
 def check_plan(plan: Plan) -> None:

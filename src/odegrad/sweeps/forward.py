@@ -62,6 +62,7 @@ def forward(
             walk.follow(checkpoints)
     finally:
         run.count()
+        run.stats.forward_evaluations = run.stats.f_evaluations
         if run.monitor is not None:
             run.monitor.stop()
     return outputs.result(), walk.kept

@@ -35,6 +35,7 @@ class Stats:
         accepted: Steps accepted by the forward sweep.
         rejected: Steps attempted and rejected.
         f_evaluations: Evaluations of the vector field, both sweeps together.
+        forward_evaluations: Those of the forward sweep.
         vjps: Evaluations of the vector field that the backward sweep transposed.
         recomputed: Steps taken again by the backward sweep to get back states that were not kept.
         kept_bytes: The most bytes that were kept at any moment between the steps: of states, carries and
@@ -52,6 +53,7 @@ class Stats:
     accepted: int = 0
     rejected: int = 0
     f_evaluations: int = 0
+    forward_evaluations: int = 0
     vjps: int = 0
     recomputed: int = 0
     kept_bytes: int = 0
@@ -69,8 +71,8 @@ class Stats:
 
     @property
     def recompute_factor(self) -> float:
-        """Steps taken, again or for the first time, over steps accepted; 1 if none is taken again."""
-        return (self.accepted + self.recomputed) / max(1, self.accepted)
+        """Evaluations of f in both sweeps over those of the forward sweep: 1 if none is repeated."""
+        return self.f_evaluations / max(1, self.forward_evaluations)
 
     def as_dict(self) -> dict[str, int | float | None]:
         """The numbers by name."""

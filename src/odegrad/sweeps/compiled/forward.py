@@ -48,6 +48,7 @@ def forward(
             march.advance(0, None, None, None)
         else:
             march.follow(checkpoints)
+    run.stats.forward_evaluations = run.stats.f_evaluations
     return march.outputs.result(), march.kept
 
 
