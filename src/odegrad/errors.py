@@ -98,3 +98,10 @@ class StepTooSmallError(SolveError):
 
 class MaxStepsError(SolveError):
     """The solve did not reach its end within `max_steps` attempted steps."""
+
+
+SPENT = (
+    "an earlier backward pass through this solve was interrupted after it had used up some of what was "
+    "kept; solve again, or call backward with retain_graph=True"
+)
+"""What a `GradientUnavailableError` says in this case."""

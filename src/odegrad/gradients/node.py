@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from odegrad.errors import GradientUnavailableError
+from odegrad.errors import SPENT, GradientUnavailableError
 from odegrad.reach import check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 
@@ -80,11 +80,12 @@ def _graph_is_retained() -> bool:
 
 @dataclass
 class _Call:
-    """Sizes of one application of a rule."""
+    """One application of a rule."""
 
     rule: Rule
     n_inputs: int
     n_outputs: int = 0
+    spent: bool = False  # whether a pass has begun that uses what was kept for the last time
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,14 @@ class _Map(Function):
         # Transforms of torch.func do not retain the graph, but a derivative of this backward pass comes
         # through this node again, where it is that of an outer level.
         retain = _graph_is_retained() or torch.is_grad_enabled()
-        tensors = (*ctx.saved_tensors, *grads[: call.n_outputs])
+        try:
+            saved = ctx.saved_tensors
+        except RuntimeError as error:
+            if call.spent and "inplace" in str(error):
+                raise GradientUnavailableError(SPENT) from error
+            raise
+        call.spent = not retain
+        tensors = (*saved, *grads[: call.n_outputs])
         return (None, *_Transpose.apply(call, needs, retain, *tensors))
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from odegrad.errors import GradientUnavailableError
+from odegrad.errors import SPENT, GradientUnavailableError
 from odegrad.reach import MOST_NODES, check_reachable
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.labels import Direct
@@ -113,10 +113,7 @@ class Graphs:
             GradientUnavailableError: If some are gone, since an earlier pass was interrupted.
         """
         if not self._whole:
-            raise GradientUnavailableError(
-                "an earlier backward pass through this solve was interrupted after it had freed some "
-                "of the kept graphs; solve again, or call backward with retain_graph=True"
-            )
+            raise GradientUnavailableError(SPENT)
         if retain:
             yield from reversed(self._stretches)
             return

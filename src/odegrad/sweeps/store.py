@@ -8,6 +8,7 @@ from itertools import islice
 from torch import Tensor
 
 from odegrad.checkpoints import Action, Bounds, Restore, Tier
+from odegrad.errors import SPENT, GradientUnavailableError
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves
 from odegrad.storage import DiskShelf, PinnedShelf, Shelf
@@ -42,6 +43,7 @@ class StateStore:
             self._shelves[Tier.DISK] = DiskShelf(bounds.disk, like, bounds.directory)
         self._slab = Slab(rows if known else None, rows)
         self._snapshots: dict[int, Snapshot] = {}
+        self._spent = False
 
     def put(self, i: int, state: Leaves, snapshot: Snapshot | None, tier: Tier) -> None:
         """Stores state i; does nothing if it is stored already."""
@@ -97,11 +99,18 @@ class StateStore:
         self._slab.forget_data()
 
     def with_tensors(self, tensors: Sequence[Tensor], retain: bool) -> StateStore:
-        """The same states, with `tensors` for what `tensors` gave; see `Slab.with_tensors`."""
+        """The same states, with `tensors` for what `tensors` gave; see `Slab.with_tensors`.
+
+        Raises:
+            GradientUnavailableError: If this store has a shelf that was used up before.
+        """
+        if self._spent and self._shelves:
+            raise GradientUnavailableError(SPENT)
+        self._spent = not retain
         other = object.__new__(StateStore)
         other._slab = self._slab.with_tensors(tensors, retain)
         other._shelves = {k: x.fork() if retain else x for k, x in self._shelves.items()}
-        other._snapshots = dict(self._snapshots)
+        other._snapshots, other._spent = dict(self._snapshots), False
         return other
 
     @property
