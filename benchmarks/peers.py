@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import results
 from benchmarks.accuracy import References, relative_error
-from benchmarks.resident import Peak, measure_peak
 from benchmarks.plots import draw_peers
+from benchmarks.resident import Peak, measure_peak
 from benchmarks.tables import aligned, number
 from benchmarks.targets import targets_table
 from odegrad.bench import ENGINES, Results, System, Workload, digits, measure, ratio, size

@@ -1,4 +1,4 @@
-"""Peak resident memory of one gradient, in a fresh process: ``python -m benchmarks.resident WORKLOAD SYSTEM``.
+"""Peak memory of one gradient in a fresh process: ``python -m benchmarks.resident WORKLOAD SYSTEM``.
 
 The process warms up on hardly any steps, or on the whole workload if the system compiles; gives back
 what the allocator holds; reads its resident memory; resets the kernel's mark of the peak; computes one

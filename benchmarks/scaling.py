@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.resident import Peak, measure_peak
 from benchmarks.plots import draw_scaling
+from benchmarks.resident import Peak, measure_peak
 from benchmarks.tables import aligned, number
 from benchmarks.targets import SLOPE, TARGETS, targets_table
 from odegrad import Discrete, Every

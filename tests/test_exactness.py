@@ -22,7 +22,7 @@ modes = pytest.mark.parametrize("gradient", [Discrete(), GRAPHS], ids=["states",
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts kept graphs after every second step, so that few steps have several of them."""
-    monkeypatch.setattr("odegrad.sweeps.graphs._LENGTH", 2)
+    monkeypatch.setattr("odegrad.sweeps.graphs.STRETCH", 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)

@@ -49,7 +49,7 @@ kinds = pytest.mark.parametrize("stepsize", [Steps(3), PID(1e-4, 1e-6)], ids=["f
 
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odegrad.sweeps.graphs._LENGTH", 3)
+    monkeypatch.setattr("odegrad.sweeps.graphs.STRETCH", 3)
 
 
 class Problem:

@@ -12,6 +12,7 @@ from typing import Any
 
 import odegrad
 from benchmarks.memory.parts import MIB, Check, Effort, Record, Say, mib
+from benchmarks.memory.prediction import DESCRIPTION
 from benchmarks.memory.profiled import profiled_peak
 from benchmarks.tables import aligned, number
 from odegrad.bench import WORKLOADS, time_in_turn
@@ -42,7 +43,7 @@ def measure(effort: Effort, say: Say) -> Record:
         checks.append(Check(f"{name}: peak in memory={memory}, MiB", x["peak"] / MIB, budget))
         checks.append(Check(f"{name}: its time ÷ that of StoreAll states", x["ratio"], SLOWER))
     return {
-        "workload": WORKLOAD.description,
+        "workload": DESCRIPTION,
         "steps": steps,
         "memory": memory,
         "rows": rows,

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import odegrad
 from benchmarks.memory.parts import Check, Effort, Record, Say
 from benchmarks.tables import aligned, number
 from odegrad.bench.workloads import Mlp
-from odegrad.checkpoints import advances
+from odegrad.checkpoints import Checkpoints, advances
 
 __all__ = ["SLACK", "measure", "model", "table"]
 
@@ -87,7 +87,7 @@ def _works(steps: int) -> dict[str, Callable[[], float]]:
     y0 = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
     inputs = (y0, *net.parameters())
 
-    def solved(checkpoints: odegrad.checkpoints.Checkpoints | None) -> Tensor:
+    def solved(checkpoints: Checkpoints | None) -> Tensor:
         sol: Any = odegrad.solve(
             net,
             y0,
@@ -98,6 +98,9 @@ def _works(steps: int) -> dict[str, Callable[[], float]]:
         )
         return sol.ys[-1].square().sum()
 
+    def gradient(checkpoints: Checkpoints) -> object:
+        return torch.autograd.grad(solved(checkpoints), inputs)
+
     def forward() -> float:
         with torch.no_grad():
             return _seconds(lambda: solved(None))
@@ -107,16 +110,9 @@ def _works(steps: int) -> dict[str, Callable[[], float]]:
         return _seconds(lambda: torch.autograd.grad(loss, inputs))
 
     def binomial(slots: int) -> Callable[[], float]:
-        def work() -> float:
-            return _seconds(lambda: torch.autograd.grad(solved(odegrad.Binomial(slots)), inputs))
+        return lambda: _seconds(lambda: gradient(odegrad.Binomial(slots)))
 
-        return work
-
-    return {
-        "forward": forward,
-        "backward": backward,
-        **{f"c = {c}": binomial(c) for c in SLOTS},
-    }
+    return {"forward": forward, "backward": backward} | {f"c = {c}": binomial(c) for c in SLOTS}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -128,14 +124,16 @@ def _seconds(work: Callable[[], object]) -> float:
 def _samples(
     works: dict[str, Callable[[], float]], repeats: int, say: Say
 ) -> dict[str, list[float]]:
+    """Samples in turn; those of the units again beside each of the others."""
     samples: dict[str, list[float]] = {name: [] for name in works}
-    for round_ in range(-1, repeats):  # the first one warms up
-        say(f"complexity: round {round_ + 1} of {repeats}")
-        for name, work in works.items():
+    turn = [x for c in SLOTS for x in ("forward", "backward", f"c = {c}")]
+    for name in works:
+        works[name]()  # warms up
+    for k in range(repeats):
+        say(f"complexity: round {k + 1} of {repeats}")
+        for name in turn:
             gc.collect()
-            seconds = work()
-            if round_ >= 0:
-                samples[name].append(seconds)
+            samples[name].append(works[name]())
     return samples
 
 

@@ -2,8 +2,8 @@
 
 Bound: the process that computes the gradient grows by less than 64 MiB over one that has only imported
 torch and made the network; the import of odegrad, and what torch loads when it differentiates, included.
-A compiler alone is more than that. For compiled solves the bound is that over a process that has compiled,
-and the growth from the start is written beside it.
+A compiler alone is more than that: for compiled solves the growth over a process that has compiled is
+bounded, and that from the start is written beside it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How near `Online` comes to the optimum for a number of steps that it does not know: pure integers.
 
-The steps taken for N steps with c states: N − 1 by the forward sweep, then, between two stored states,
-the optimum of `odegrad.checkpoints.advances` with the states that are free when their turn comes. Against
-t(N, c), the optimum of those who know N. No step has to be taken more than twice for N ≤ (c + 1)(c + 2)/2.
+The steps taken for N steps with c states: N by the forward sweep, then, between two stored states, the
+optimum t of `odegrad.checkpoints.advances` with the states that are free when their turn comes. Against
+t(N, c) + 1, the fewest that both sweeps take when N is known. For N ≤ (c + 1)(c + 2)/2 the optimum takes
+no step more than twice.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def ratios(slots: int, most: int) -> Iterator[float]:
 
     Example:
         >>> [round(x, 3) for x in ratios(2, 6)]
-        [1.0, 1.0, 1.0, 1.143, 1.0]
+        [1.0, 1.0, 1.2, 1.0, 1.0]
     """
     stored: dict[int, None] = {}
     for action in Online(slots).forward(None):
@@ -42,7 +43,7 @@ def ratios(slots: int, most: int) -> Iterator[float]:
                 del stored[i]
             case Advance(_, n) if n is not None:  # the solve may end here
                 if n > 1:
-                    yield _taken(list(stored), n, slots) / _optimum(n, slots)
+                    yield _taken(list(stored), n, slots) / (1 + _optimum(n, slots))
                 if n == most:
                     return
             case _:
@@ -50,8 +51,8 @@ def ratios(slots: int, most: int) -> Iterator[float]:
 
 
 def _taken(stored: list[int], n: int, slots: int) -> int:
-    """The steps taken to transpose n steps from these stored states, and state n − 1."""
-    taken = n - 1
+    """The steps that both sweeps take, if the first leaves these stored states and state n − 1."""
+    taken = n
     for k, (start, stop) in enumerate(zip(stored, [*stored[1:], n - 1], strict=True)):
         if stop > start:
             taken += _optimum(stop - start, slots - k)

@@ -2,7 +2,7 @@
 
 The process imports torch, makes the network, reads its resident memory, and only then imports odegrad:
 what that brings, and all that torch itself loads later, counts. It warms up with a shorter solve, reads
-its resident memory again, resets the kernel's mark of the peak, computes the gradient, and reads the mark.
+its resident memory again, resets the kernel's mark of the peak, computes the gradient and reads the mark.
 """
 
 from __future__ import annotations

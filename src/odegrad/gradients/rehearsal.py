@@ -24,10 +24,11 @@ from torch import Tensor
 
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
-from odegrad.stepsize import Steps
 from odegrad.storage import IN_FLIGHT
 from odegrad.sweeps import Run, Stats
+from odegrad.sweeps.graphs import STRETCH
 
 __all__ = ["Kind", "Needs", "Rehearsal", "kind_of"]
 
@@ -133,6 +134,10 @@ class Rehearsal:
         if self._y0[0].device.type == "cpu":
             states += bounds.ram + min(bounds.disk, IN_FLIGHT)
         rows = -(-bounds.tape // self.chunk(bounds.keep))
+        if self._run.loss is not None and bounds.keep is Keep.GRAPH:
+            # The cotangents of all labels in a stretch of graphs are there at once.
+            labels = min(len(self._run.times), bounds.tape, STRETCH)
+            return labels * nbytes(self._y0) + states * self.state + rows * needs.row + needs.work
         return 2 * outputs * self.output + states * self.state + rows * needs.row + needs.work
 
     def _measured(self, kind: Kind) -> Needs:
@@ -147,15 +152,20 @@ class Rehearsal:
 
     def _one(self, checkpoints: Checkpoints, n: int) -> Needs:
         bounds = checkpoints.bounds(n, known=True)
-        peak = self._peak(checkpoints, n) - 4 * self.output
+        peak = self._peak(checkpoints, n) - 2 * self._n_times * self.output
         return Needs(0, peak - (bounds.device + bounds.held) * self.state)
 
     def _two(self, pair: list[tuple[Checkpoints, int]]) -> Needs:
         """Two that differ by one row of the tape, and in nothing else."""
         first, second = (self._peak(*x) for x in pair)
         row, bounds = max(0, second - first), pair[1][0].bounds(pair[1][1], known=True)
-        rest = 4 * self.output + (bounds.device + bounds.held) * self.state
+        rest = 2 * self._n_times * self.output + (bounds.device + bounds.held) * self.state
         return Needs(row, second - rest - bounds.tape // self.chunk(bounds.keep) * row)
+
+    @property
+    def _n_times(self) -> int:
+        """How many landing times a rehearsal has: one inside if the solve has."""
+        return min(3, len(self._run.times))
 
     def _carry(self) -> Leaves:
         run = self._run
@@ -175,11 +185,13 @@ class Rehearsal:
         """The peak of a solve in n short steps, from the initial state on."""
         run, field = self._run, self._run.field
         span = run.times[-1] - run.times[0]
-        end = run.times[0] + span * 1e-3
+        # With a landing after the first step: not at the end of a chunk of steps.
+        fractions = (0.0, 1e-3 / n, 1e-3) if self._n_times == 3 else (0.0, 1e-3)
+        segments = (Uniform(1), Uniform(n - 1)) if self._n_times == 3 else (Uniform(n),)
         rehearsed = replace(
             run,
-            times=(run.times[0], end),
-            stepsize=Steps(n),
+            times=tuple(run.times[0] + span * x for x in fractions),
+            stepsize=Grid(segments),
             max_steps=None,
             monitor=None,
             stats=Stats(),
@@ -192,7 +204,7 @@ class Rehearsal:
         def both() -> None:
             y = self._y0
             if run.loss is None:
-                grads = tuple(torch.zeros((2, *x.shape), dtype=x.dtype, device=x.device) for x in y)
+                grads = tuple(x.new_zeros((self._n_times, *x.shape)) for x in y)
             else:
                 one = torch.ones((), dtype=field.time_dtype, device=field.device)
                 grads = (one, *(torch.ones_like(x) for x in y[field.n_state :]))

@@ -22,9 +22,9 @@ from odegrad.sweeps.labels import Direct
 from odegrad.sweeps.saved import Meter
 from odegrad.sweeps.steps import Accepted, State, number
 
-__all__ = ["Graphs", "Pulled", "Stretch", "pull"]
+__all__ = ["STRETCH", "Graphs", "Pulled", "Stretch", "pull"]
 
-_LENGTH = 32
+STRETCH = 32
 """Steps per stretch: longer ones gain nothing more, and each is freed as a whole."""
 
 Watched: TypeAlias = tuple[int, float, float, Leaves]
@@ -100,7 +100,7 @@ class Graphs:
         self._n_steps += 1
         self._meter.measure(stretch.outputs)
         # A stretch is walked by `check_reachable`, which has to see the whole of it.
-        if stretch.steps < min(_LENGTH, 2 * MOST_NODES // max(1, self._meter.nodes)):
+        if stretch.steps < min(STRETCH, 2 * MOST_NODES // max(1, self._meter.nodes)):
             return step.y, step.carry
         last = stretch.landings[-1][0] if stretch.landings else stretch.first
         leaves = self.open(stretch.outputs, last)
