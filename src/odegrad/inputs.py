@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 import torch
@@ -147,9 +148,10 @@ def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
 
 def check_loss(loss: Tensor, times: tuple[float, ...]) -> None:
     """Whether the loss that the sweeps evaluated is finite."""
-    if not bool(torch.isfinite(loss.detach())):
+    value = float(loss.detach())
+    if not math.isfinite(value):
         raise NonFiniteStateError(
-            f"the sum of loss_at over the {len(times)} times is {float(loss)}. The solution may blow up "
+            f"the sum of loss_at over the {len(times)} times is {value}. The solution may blow up "
             "(take smaller steps, or adaptive ones), or loss_at leaves its domain. "
             "(check_finite=False returns such numbers.)"
         )

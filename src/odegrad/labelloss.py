@@ -76,6 +76,7 @@ class LabelLoss:
         kind = device.type
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self._versions: list[int] = []
+        self.mark()
 
     def __call__(self, j: int, y: Leaves, p: Leaves) -> Tensor:
         """The loss at landing j, a 0-dim tensor.

@@ -111,6 +111,8 @@ def compiled_rule(
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]
         outputs, kept = compiled.forward(run, programs, y0, p, checkpoints, pull)
+        if run.loss is not None:  # what f reads is given to its graph, and saved by autograd
+            run.loss.mark()
         assert kept is not None
         tensors = kept.tensors()
         left.append((kept, kept.forget_data()))
@@ -123,6 +125,8 @@ def compiled_rule(
         needs: Sequence[bool],
         retain: bool,
     ) -> OptionalLeaves:
+        if run.loss is not None:
+            run.loss.check_unchanged()
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)

@@ -65,9 +65,6 @@ class Write(Job):
         assert self.buffer is not None
         try:
             self._records.write(self._record, self.i, self.buffer)
-        except BaseException as error:
-            self.error = error  # before the buffer goes, for those who look at it meanwhile
-            raise
         finally:
             buffer, self.buffer = self.buffer, None
             self._spare.append(buffer)

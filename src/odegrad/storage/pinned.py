@@ -95,7 +95,6 @@ class PinnedRows:
             self._wait(self._arrived)
             self._copy(state, incoming)
             self._taken = self._mark()
-            self._ahead = None
             return state
 
     def load_ahead(self, slot: Slot) -> None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from contextlib import AbstractContextManager
 
 from odegrad.errors import CheckpointStorageError
 
@@ -113,10 +114,21 @@ class _Open:
     def __init__(self) -> None:
         self.fd = -1
         self.folder: str | None = None
-        self.lock = threading.Lock()  # held during each access if there is a folder
+        self._lock = threading.Lock()
         self._pid = os.getpid()
 
+    def guard(self) -> AbstractContextManager[object]:
+        """Entered for each access: keeps seek and access together, and `close` out of both.
+
+        A file without a name is closed after the last access and needs no lock. In a fork of the
+        process, where the lock may be one of a thread that is not there, nothing else uses the file.
+        """
+        if (_POSITIONAL and self.folder is None) or self._pid != os.getpid():
+            return contextlib.nullcontext()
+        return self._lock
+
     def make(self, directory: str) -> None:
+        """Opens a new file."""
         self.folder = tempfile.mkdtemp(prefix=f"odegrad-{self._pid}-", dir=directory)
         path = os.path.join(self.folder, "states")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -127,7 +139,8 @@ class _Open:
             self.folder = None
 
     def close(self) -> None:
-        with self.lock:
+        """Closes it and removes what is left of it."""
+        with self.guard():
             fd, self.fd = self.fd, -1
             folder, self.folder = self.folder, None
             if fd >= 0:
@@ -153,17 +166,17 @@ def _allocate(fd: int, offset: int, length: int, directory: str) -> None:
 
 
 def _write(file: _Open, data: memoryview, offset: int) -> int:
-    if _POSITIONAL and file.folder is None:
-        return os.pwrite(file.fd, data, offset)
-    with file.lock:
+    with file.guard():
+        if _POSITIONAL:
+            return os.pwrite(file.fd, data, offset)
         os.lseek(file.fd, offset, os.SEEK_SET)
         return os.write(file.fd, data)
 
 
 def _read(file: _Open, into: memoryview, offset: int) -> int:
-    if _POSITIONAL and file.folder is None:
-        return os.preadv(file.fd, [into], offset)
-    with file.lock:
+    with file.guard():
+        if _POSITIONAL:
+            return os.preadv(file.fd, [into], offset)
         os.lseek(file.fd, offset, os.SEEK_SET)
         data = os.read(file.fd, len(into))
     into[: len(data)] = data

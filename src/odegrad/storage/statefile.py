@@ -119,6 +119,7 @@ class StateFile:
                 buffer = place.write.buffer
                 if buffer is not None:
                     return self._copy(buffer)
+                place.write.wait()  # it is over; whether it went well is about to be known
                 if place.write.error is not None:
                     raise self._unwritten(place.write)
                 place.write = None

@@ -129,9 +129,9 @@ class _Walk:
         run, known = self._run, self._known
         carry: Leaves = ()
         if len(run.times) > 1:
-            first = next(iter(checkpoints.forward(known)))
+            first = next(a for a in checkpoints.forward(known) if isinstance(a, Advance))
             before = run.field.evaluations
-            if isinstance(first, Advance) and first.keep is Keep.GRAPH:
+            if first.keep is Keep.GRAPH:
                 self._graphs = self._new_graphs()
                 y = self._graphs.open(y, 0)
                 with torch.enable_grad():
