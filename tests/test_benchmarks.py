@@ -9,10 +9,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import odegrad
 from benchmarks import results
 from benchmarks.__main__ import main
 from benchmarks.accuracy import References, relative_error
 from benchmarks.limit import limit_ratio
+from benchmarks.memory import budget, complexity, million, online, prediction
+from benchmarks.memory.parts import MIB, Check, Effort, check_table
+from benchmarks.memory.process import Job, in_fresh_process
+from benchmarks.memory.profiled import profiled_peak
+from benchmarks.memory.run import PARTS
+from benchmarks.memory.run import run as run_memory
 from benchmarks.peers import measured_before
 from benchmarks.plots import draw_peers, draw_scaling
 from benchmarks.scaling import SCALING, slope
@@ -20,6 +27,7 @@ from benchmarks.systems import SYSTEMS
 from benchmarks.tables import aligned
 from benchmarks.targets import TARGETS, Target, targets_table
 from odegrad.bench import STATES, TORCHDIFFEQ, WORKLOADS
+from odegrad.checkpoints import Advance, Online, advances
 
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("diffrax") is None, reason="needs the extra bench"
@@ -119,6 +127,100 @@ def test_twins_compute_the_same(workload):
     assert all(map(torch.equal, back, problem.field.parameters()))
 
 
+# Memory.
+
+
+QUICK = Effort(quick=True, repeats=1)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_a_bound_is_met_or_missed():
+    assert Check("a", 1.0, 1.0).verdict == "met"
+    assert Check("a", 1.1, 1.0).verdict == "missed"
+    table = check_table([Check("a", 1.1, 1.0).as_record()])
+    assert table.splitlines()[1].split() == ["a", "1", "1.1", "missed"]
+
+
+def test_the_profiler_sees_the_peak_and_not_the_sum():
+    def work() -> None:
+        for _ in range(3):
+            x = torch.empty(MIB, dtype=torch.uint8)
+            del x
+        torch.empty(3 * MIB, dtype=torch.uint8)
+
+    assert profiled_peak(work) == 3 * MIB
+
+
+@pytest.mark.parametrize("name", ["StoreAll state", 'memory="16MiB"', "Rewind(25), ALF"])
+def test_peaks_are_predicted(name):
+    cases = tuple(case for case in prediction.CASES if case.name == name)
+    record = prediction.measure(QUICK, quiet, cases)
+    assert record["missing"] == {}
+    assert [x["met"] for x in record["checks"]] == [True]
+    assert prediction.table(record).split()[-1] == "met"
+
+
+def test_a_case_that_fails_says_why():
+    case = prediction.Case("none", odegrad.Discrete(memory=1))
+    record = prediction.measure(QUICK, quiet, (case,))
+    assert "MemoryBudgetError" in record["missing"]["none"]
+    assert "MemoryBudgetError" in prediction.table(record)
+
+
+def test_a_budget_holds():
+    record = budget.measure(QUICK, quiet)
+    (row,) = record["rows"]
+    assert row["peak"] <= row["budget"]
+    assert row["rehearsal_peak"] <= row["budget"]
+    assert len(record["checks"]) == 2
+    assert 'memory="12MiB"' in budget.table(record)
+
+
+def test_growth_is_measured_in_a_process_of_its_own():
+    record = million.measure(QUICK, quiet)
+    (row,) = record["rows"]
+    assert row["finite"]
+    assert row["recompute_factor"] > 1.0
+    assert 0 < row["over_warm"] < row["over_bare"] < 128 * MIB
+    assert row["bare"] < row["imported"] < row["warm"]
+    assert "Euler, eager" in million.table(record)
+
+
+def test_a_process_that_fails_says_why():
+    job = Job("Euler", 10, "1B", compiled=False, warm_up=2)
+    assert "MemoryBudgetError" in in_fresh_process(job)
+
+
+def test_times_are_compared_with_a_model():
+    record = complexity.measure(QUICK, quiet)
+    assert [x["advances"] for x in record["rows"]] == [380, 184, 125, 102, 86, 74]
+    assert complexity.model(60, 8, 1.0, 0.0) == 125
+    assert len(record["checks"]) == len(record["samples_s"]) - 2 == 6
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_ratios_of_online_are_those_of_its_actions(slots):
+    for n, ratio in enumerate(online.ratios(slots, 40), start=2):
+        again = [x for x in Online(slots).backward(n, known=False) if isinstance(x, Advance)]
+        taken = n + sum(x.stop - x.start for x in again)
+        assert ratio == taken / (advances(n, slots) + 1)
+
+
+def test_parts_are_kept_from_earlier_calls(tmp_path, capsys):
+    lines = []
+    run_memory(["online"], QUICK, tmp_path, lines.append)
+    run_memory(["complexity"], QUICK, tmp_path, lines.append)
+    parts = results.read(tmp_path, "memory")["parts"]
+    assert list(parts) == ["complexity", "online"]
+    assert all("met" in x for part in parts.values() for x in part["checks"])
+    assert (tmp_path / "memory.png").stat().st_size > 1000
+    assert "states" in capsys.readouterr().out
+    assert set(PARTS) == {"prediction", "budget", "million", "complexity", "online"}
+
+
 # The rest.
 
 
@@ -149,7 +251,7 @@ def test_pictures_are_drawn(tmp_path):
         assert results.save_figure(tmp_path, "picture", figure).stat().st_size > 1000
 
 
-@pytest.mark.parametrize("command", ["peers", "limit", "scaling"])
+@pytest.mark.parametrize("command", ["peers", "limit", "scaling", "memory"])
 def test_the_front_says_what_it_does(command):
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

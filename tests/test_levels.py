@@ -1,4 +1,4 @@
-"""Every schedule gives the numbers of every other: states, gradients, counts, and nothing else changes."""
+"""Every schedule gives the numbers of every other: states, gradients, counts; nothing else changes."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ few = pytest.mark.parametrize(
         Online(3),
         Tiered(ram=1, disk=2),
         Every(4, Keep.STAGES),
-        Blockwise(Binomial(2), 3, Keep.GRAPH),
-        Blockwise(Online(2), 3, Keep.STATE),
-        Blockwise(Tiered(ram=1, disk=1), 2, Keep.STAGES),
+        Blockwise(Online(2), 3, Keep.GRAPH),
     ],
     ids=str,
 )
@@ -70,16 +68,17 @@ few = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts kept graphs after every third step, so that few steps have several of them."""
-    monkeypatch.setattr("odegrad.sweeps.graphs._LENGTH", 3)
+    monkeypatch.setattr("odegrad.sweeps.graphs.STRETCH", 3)
 
 
-def kept_most(schedule: Any, n: int, known: bool, room: int, state: int, slopes: int) -> int:
-    """The bytes that the bounds of a schedule allow, with room for so many steps instead of n."""
+def kept_most(schedule: Any, n: int, known: bool, state: int, slopes: int) -> int:
+    """The bytes that the bounds of a schedule allow; without a bound, room grows by half."""
     bounds = schedule.bounds(n, known)
-    if schedule.bounds(2**40, known) != schedule.bounds(2**41, known):
-        bounds = schedule.bounds(room, known)
     row = {None: 0, Keep.STATE: state, Keep.STAGES: state + slopes}[bounds.keep]
-    return (bounds.device + bounds.ram + bounds.held) * state + bounds.tape * row
+    stored, tape = bounds.device + bounds.ram, bounds.tape
+    if not known and schedule.bounds(2**40, False) != schedule.bounds(2**41, False):
+        stored, tape = (max(8, x + x // 2) if x else 0 for x in (stored, tape))
+    return (stored + bounds.held) * state + tape * row
 
 
 # States and gradients.
@@ -176,7 +175,7 @@ def test_all_schedules_on_all_schemes(
 
 @few
 @pytest.mark.parametrize("times", [(1.1, 0.4, 0.1), (0.1, 0.4, 0.4, 0.4, 1.1), (0.3, 0.3)])
-@pytest.mark.parametrize("stepsize", [Steps(4), PID(1e-4, 1e-6)])
+@pytest.mark.parametrize("stepsize", [Steps(3), PID(1e-3, 1e-5)])
 def test_descending_and_repeated_times(schedule: Any, times: Any, stepsize: Any) -> None:
     check(vector(), schedule, odegrad.Bosh3(), stepsize, times)
 
@@ -214,7 +213,9 @@ def test_running_costs(schedule: Any, stepsize: Any) -> None:
 # Counts and bytes.
 
 
-@pytest.mark.parametrize(("n", "slots"), [(1, 1), (1, 9), (2, 1), (7, 2), (19, 1), (19, 2), (40, 5)])
+@pytest.mark.parametrize(
+    ("n", "slots"), [(1, 1), (1, 9), (2, 1), (7, 2), (19, 1), (19, 2), (40, 5)]
+)
 def test_counts_of_binomial_schedules(n: int, slots: int) -> None:
     """t(n, c) − (n − 1) steps are taken again, of s evaluations each; each step is transposed once."""
     case, scheme = vector(), odegrad.Midpoint()
@@ -222,7 +223,7 @@ def test_counts_of_binomial_schedules(n: int, slots: int) -> None:
         sol = case.gradient(Discrete(schedule), scheme, Steps(n), (0.0, 1.0))[1]
         again = advances(n, slots) - (n - 1)
         assert sol.stats.recomputed == again
-        assert sol.stats.recompute_factor == (n + again) / n
+        assert sol.stats.recompute_factor == (2 * n + again) / n
         assert sol.stats.f_evaluations == 2 * (n + n + again)
         assert sol.stats.vjps == 2 * n
 
@@ -232,7 +233,7 @@ def test_counts_of_binomial_schedules(n: int, slots: int) -> None:
 @pytest.mark.parametrize("keep", KEEPS)
 def test_counts_of_blocks(slots: int, length: int, keep: Keep) -> None:
     """Blocks are taken again as `Binomial` takes steps; those on the tape but for their last steps."""
-    n, case = 20, vector()
+    n, case = 11, vector()
     schedule = Blockwise(Binomial(slots), length, keep)
     stats = case.gradient(Discrete(schedule), odegrad.RK4(), Steps(n), (0.0, 1.0))[1].stats
     blocks = ceil(n / length)
@@ -256,7 +257,7 @@ def test_counts_of_blocks(slots: int, length: int, keep: Keep) -> None:
 @pytest.mark.parametrize(
     "schedule", [x for x in ALL if x.bounds(1, known=True).keep is not Keep.GRAPH], ids=str
 )
-@pytest.mark.parametrize("stepsize", [Steps(9), Steps(1), PID(1e-6, 1e-8)])
+@pytest.mark.parametrize("stepsize", [Steps(8), Steps(1), PID(1e-4, 1e-6)])
 def test_bytes_kept_stay_within_the_bounds(schedule: Any, stepsize: Any) -> None:
     case, scheme = CASES[2](), odegrad.Bosh3()
     ts = torch.tensor(TIMES, dtype=torch.float64)
@@ -265,8 +266,7 @@ def test_bytes_kept_stay_within_the_bounds(schedule: Any, stepsize: Any) -> None
     loss(sol.ys).backward()
     d = 8 * sum(x.numel() for x in case.y0_leaves)
     n, known = sol.stats.accepted, not isinstance(stepsize, PID)
-    room = n if known else max(8, n + n // 2)  # it grows by half, where nothing bounds it
-    most = kept_most(schedule, n, known, room, 2 * d, 4 * d)  # the carry is a slope
+    most = kept_most(schedule, n, known, 2 * d, 4 * d)  # the carry is a slope
     assert 0 < sol.stats.kept_bytes <= most
     on_disk = schedule.bounds(n, known).disk
     assert bool(sol.stats.disk_bytes) == bool(on_disk)
@@ -305,7 +305,9 @@ def test_callbacks_see_each_step_once(schedule: Any) -> None:
             *(("backward", i) for i in reversed(range(n))),
         ]
         # Before step i (backward) is after step i − 1 (forward), to the last bit.
-        assert all(torch.equal(states["backward", i], states["forward", i - 1]) for i in range(1, n))
+        assert all(
+            torch.equal(states["backward", i], states["forward", i - 1]) for i in range(1, n)
+        )
 
 
 # What f draws, changes and reads.
@@ -326,9 +328,9 @@ class Noisy(nn.Module):
 
 
 @each
-@pytest.mark.parametrize("kind", ["dropout", "norm", "both"])
-def test_random_numbers_and_buffers(schedule: Any, kind: str) -> None:
+def test_random_numbers_and_buffers(schedule: Any) -> None:
     """The same numbers are drawn again, and afterwards everything is as after the solve alone."""
+    kind = ("both", "norm", "dropout")[ALL.index(schedule) % 3]
     results, worlds = [], []
     for gradient in (Tape(), Discrete(schedule)):
         net = Noisy(0.0 if kind == "norm" else 0.5, kind != "dropout")
@@ -400,7 +402,7 @@ def test_autocast(schedule: Any) -> None:
 
 
 @each
-@pytest.mark.parametrize("stepsize", [Steps(5), PID(1e-5, 1e-7)])
+@pytest.mark.parametrize("stepsize", [Steps(4), PID(1e-3, 1e-5)])
 def test_a_retained_graph_gives_the_same_again(schedule: Any, stepsize: Any) -> None:
     case = vector()
     ts = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
@@ -463,11 +465,20 @@ def same_world(a: list[Any], b: list[Any]) -> bool:
     return a[1:] == b[1:] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))
 
 
+def raised_by(function: Callable[..., object], **options: Any) -> BaseException | None:
+    """What the call raises, if it does."""
+    try:
+        function(**options)
+    except BaseException as error:
+        return error
+    return None
+
+
 @each
 def test_an_exception_in_the_backward_sweep(schedule: Any) -> None:
     """Nothing of the user's is changed; a second pass gives the gradient or says why it cannot."""
     error = ValueError("mine") if ALL.index(schedule) % 2 else KeyboardInterrupt()
-    y0, options = leaf(4, 3), {"scheme": odegrad.Midpoint(), "stepsize": Steps(7)}
+    y0, options = leaf(4, 3), {"scheme": odegrad.Midpoint(), "stepsize": Steps(5)}
     f = Failing(error, norm=schedule.bounds(1, known=True).keep is not Keep.GRAPH)
     inputs = [y0, *f.parameters()]
     for left in (0, 9):
@@ -479,22 +490,23 @@ def test_an_exception_in_the_backward_sweep(schedule: Any) -> None:
             sol = odegrad.solve(f, y0, TIMES, gradient=Discrete(schedule), **options)
             value, before = loss(sol.ys), f.world()
             f.left = left
-            try:
-                value.backward(retain_graph=retain)
-            except type(error) as caught:
-                assert caught is error
-            else:
+            raised = raised_by(value.backward, retain_graph=retain)
+            if raised is None:
                 assert f.left is not None  # kept graphs evaluate nothing
                 for x in inputs:
                     x.grad = None
+            else:
+                assert raised is error
             f.left = None
             assert same_world(f.world(), before)
-            try:
-                found = torch.autograd.grad(value, inputs)
-            except RuntimeError as caught:
+            raised = raised_by(value.backward)
+            found = [x.grad for x in inputs]
+            for x in inputs:
+                x.grad = None
+            if raised is not None:
                 assert not retain
-                again = isinstance(caught, GradientUnavailableError)
-                assert again or "inplace" in str(caught) or "second time" in str(caught)
+                freed = "second time" in str(raised)
+                assert freed or isinstance(raised, GradientUnavailableError), raised
             else:
                 pairs = [x for x in zip(found, expected, strict=True) if x[1].norm() > 1e-12]
                 assert relative([x[0] for x in pairs], [x[1] for x in pairs]) <= 1e-12
@@ -526,10 +538,10 @@ REVERSIBLE = [odegrad.ALF(), odegrad.ReversibleHeun(), odegrad.Reversible(odegra
 
 @pytest.mark.parametrize("scheme", REVERSIBLE, ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("anchor", [None, 1, 4, 1000])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", CASES[1:3], ids=lambda c: c.__name__)
 def test_rewinding(case: Callable[[], Case], scheme: Any, anchor: int | None) -> None:
     """As exact as the states that are reconstructed, which is measured."""
-    problem, stepsize = case(), Steps(10)
+    problem, stepsize = case(), Steps(5)
     expected, all_stored = problem.gradient(Discrete(), scheme, stepsize)
     found, sol = problem.gradient(Discrete(Rewind(anchor)), scheme, stepsize)
     for a, b in zip(leaves(sol.ys), leaves(all_stored.ys), strict=True):
@@ -539,8 +551,8 @@ def test_rewinding(case: Callable[[], Case], scheme: Any, anchor: int | None) ->
     assert 0 <= error <= 1e-12
     assert relative(found, expected) <= 1e-13 + 1e3 * error
     assert sol.stats.recomputed == 0
-    anchors = 1 if anchor is None else ceil(20 / anchor)
-    assert sol.stats.kept_bytes == (anchors + 1) * all_stored.stats.kept_bytes // 20
+    anchors = 1 if anchor is None else ceil(10 / anchor)
+    assert sol.stats.kept_bytes == (anchors + 1) * all_stored.stats.kept_bytes // 10
 
 
 @pytest.mark.parametrize("schedule", [Rewind(), Rewind(3)], ids=str)
@@ -590,9 +602,7 @@ COMPILED = [
     Every(5),
     Every(4, Keep.STAGES),
     Blockwise(Binomial(2), 4, Keep.STATE),
-    Blockwise(Binomial(2), 5, Keep.GRAPH),
-    Blockwise(Online(2), 6),
-    Blockwise(StoreAll(), 7, Keep.GRAPH),
+    Blockwise(Online(2), 5),
     StoreAll(Keep.STAGES),
     Tiered(ram=1, disk=1),
 ]
@@ -621,14 +631,12 @@ def test_compiled_schedules(stepsize: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("rows", [1, 4])
-def test_compiled_counts_are_binomial_in_chunks(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_counts_are_binomial_in_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The unit is a chunk: of these, t(N/K, c) − (N/K − 1) are taken again, and each onto the tape."""
     in_chunks_of(rows, monkeypatch)
     net, y0 = mlp(), leaf(4, 3)
     case = Case(lambda t, y: net(y), y0, [y0], (), tuple(net.parameters()))
-    for slots, chunks in itertools.product((1, 2, 4), (1, 3, 6)):
+    for slots, chunks in ((1, 1), (1, 5), (2, 6), (4, 5)):
         n = rows * chunks
         schedule: Checkpoints = Binomial(slots)
         stats = gradients(case, Discrete(schedule), odegrad.RK4(), Steps(n), (0.0, 1.0))[1].stats
@@ -645,11 +653,13 @@ def test_compiled_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks_of(4, monkeypatch)
     for stepsize in (Steps(100), PID(1e-8, 1e-10)):
         expected, _ = gradients(case, Discrete(), odegrad.Bosh3(), stepsize, times)
-        for memory in ("10MiB", "64KiB"):
+        for memory in ("64KiB",):
             gradient = Discrete(memory=memory)
             found, sol = gradients(case, gradient, odegrad.Bosh3(), stepsize, times)
             assert relative(found, expected) <= 1e-12
             assert sol.stats.peak_bytes is not None
-            assert sol.stats.kept_bytes < sol.stats.peak_bytes <= odegrad.budget.budget_bytes(
-                memory, torch.device("cpu")
+            assert (
+                sol.stats.kept_bytes
+                < sol.stats.peak_bytes
+                <= odegrad.budget.budget_bytes(memory, torch.device("cpu"))
             )

@@ -35,9 +35,7 @@ GRADIENTS = [
     Discrete(StoreAll(Keep.STAGES)),
     Discrete(StoreAll(Keep.GRAPH)),
     Discrete(Every(3)),
-    Discrete(Every(4, Keep.GRAPH)),
     Discrete(Binomial(2)),
-    Discrete(Online(3)),
     Discrete(Tiered(ram=1, disk=1)),
     Discrete(Blockwise(Binomial(2), 3, Keep.STAGES)),
     Discrete(Blockwise(Online(2), 2, Keep.GRAPH)),
@@ -99,13 +97,10 @@ class Problem:
 
 @each
 @kinds
-@pytest.mark.parametrize("scheme", [odegrad.Bosh3(), odegrad.Heun()], ids=["Bosh3", "Heun"])
-def test_equal_to_the_loss_of_ys(gradient: Any, stepsize: Any, scheme: Any) -> None:
+def test_equal_to_the_loss_of_ys(gradient: Any, stepsize: Any) -> None:
     problem = Problem()
-    if isinstance(stepsize, PID):
-        scheme = {odegrad.Heun(): odegrad.Tsit5()}.get(scheme, scheme)
-    expected, plain = problem.gradients(False, Tape(), scheme, stepsize)
-    found, sol = problem.gradients(True, gradient, scheme, stepsize)
+    expected, plain = problem.gradients(False, Tape(), odegrad.Bosh3(), stepsize)
+    found, sol = problem.gradients(True, gradient, odegrad.Bosh3(), stepsize)
     assert sol.grid == plain.grid
     assert relative(found, expected) <= 1e-13
 
@@ -332,9 +327,7 @@ def test_autocast_and_single_precision() -> None:
 
     y0 = torch.randn(4, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        sol = odegrad.solve(
-            lambda t, y: net(y), y0, TIMES, stepsize=Steps(2), loss_at=loss_at
-        )
+        sol = odegrad.solve(lambda t, y: net(y), y0, TIMES, stepsize=Steps(2), loss_at=loss_at)
     assert sol.loss is not None
     assert sol.loss.dtype is torch.float32
     sol.loss.backward()
@@ -352,9 +345,9 @@ def test_the_loss_sees_each_label_once_in_each_sweep() -> None:
     y0 = leaf(3)
     for gradient in GRADIENTS[1:-1]:
         sol = odegrad.solve(
-            lambda t, y: -y * y, y0, TIMES, stepsize=Steps(3), gradient=gradient, loss_at=loss_at
+            lambda t, y: -y, y0, TIMES, stepsize=Steps(3), gradient=gradient, loss_at=loss_at
         )
-        forward = [j for j, _ in calls if True][-len(TIMES) :]
+        forward = [j for j, _ in calls][-len(TIMES) :]
         assert forward == list(range(len(TIMES)))
         calls.clear()
         assert sol.loss is not None
@@ -374,10 +367,8 @@ def test_compiled(stepsize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks_of(2, monkeypatch)
     problem = Problem()
     with using_backend("interpreter"):
-        for gradient in GRADIENTS[1:]:
-            found, sol = problem.gradients(
-                True, gradient, odegrad.Bosh3(), stepsize, compile=True
-            )
+        for gradient in GRADIENTS[1::2]:
+            found, sol = problem.gradients(True, gradient, odegrad.Bosh3(), stepsize, compile=True)
             expected, _ = problem.gradients(False, Tape(), odegrad.Bosh3(), sol.grid)
             assert relative(found, expected) <= 1e-12, gradient
 
@@ -471,9 +462,15 @@ def test_losses_that_draw_random_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "gradient", [x for x in GRADIENTS if isinstance(x, Discrete)], ids=str
+    ("gradient", "compile"),
+    [
+        *((x, False) for x in GRADIENTS if isinstance(x, Discrete)),
+        (Discrete(), True),
+        (Discrete(StoreAll(Keep.GRAPH)), True),
+        (Discrete(Binomial(2)), True),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 def test_targets_that_change_in_between(gradient: Any, compile: bool) -> None:
     target = torch.ones(3, dtype=torch.float64)
     loss_at = lambda j, y: (y - target).square().sum()  # noqa: E731
@@ -519,11 +516,10 @@ def test_exceptions_of_the_loss(gradient: Any, sweep: str) -> None:
 # Memory.
 
 
-def labels(n: int, gradient: Any, compile: bool = False) -> tuple[int, odegrad.Stats]:
-    """The peak of a solve with n labels in 2000 steps and of its gradient."""
-    net = mlp()
-    y0, stats = leaf(8, 3), list[odegrad.Stats]()
-    times = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+def labels(n: int, gradient: Any) -> tuple[int, odegrad.Stats]:
+    """The peak of a solve with n labels in 400 steps and of its gradient."""
+    net, found = mlp(), list[odegrad.Stats]()
+    y0, times = leaf(8, 3), torch.linspace(0, 1, n + 1, dtype=torch.float64)
 
     def both() -> None:
         sol = odegrad.solve(
@@ -531,27 +527,26 @@ def labels(n: int, gradient: Any, compile: bool = False) -> tuple[int, odegrad.S
             y0,
             times,
             scheme=odegrad.Euler(),
-            stepsize=Steps(2000 // n),
+            stepsize=Steps(400 // n),
             gradient=gradient,
             loss_at=lambda j, y: y.square().mean(),
-            compile=compile,
         )
         assert sol.loss is not None
         sol.loss.backward()
-        stats.append(sol.stats)
+        found.append(sol.stats)
 
     both()
-    return peak_bytes(both, torch.device("cpu")), stats[0]
+    return peak_bytes(both, torch.device("cpu")), found[-1]
 
 
 @pytest.mark.parametrize(
-    "gradient", [Discrete(Binomial(8)), Discrete(Every(50)), Discrete(memory="40KiB")], ids=str
+    "gradient", [Discrete(Binomial(8)), Discrete(Every(20)), Discrete(memory="40KiB")], ids=str
 )
 def test_memory_does_not_grow_with_the_number_of_labels(gradient: Any) -> None:
-    (few, a), (many, b) = labels(200, gradient), labels(2000, gradient)
-    assert a.accepted == b.accepted == 2000
-    assert b.kept_bytes == a.kept_bytes
-    assert many <= few + 4 * 8 * (2000 - 200) + 1024  # the times themselves; ys would be 345 600
+    (few, a), (many, b) = labels(20, gradient), labels(400, gradient)
+    assert a.accepted == b.accepted == 400
+    assert b.kept_bytes <= 1.1 * a.kept_bytes
+    assert many <= few + 1024  # ys would take 73 KB more
 
 
 def test_nothing_of_the_loss_outlives_the_solve() -> None:

@@ -91,6 +91,14 @@ def _no_thread_is_left():
         assert eventually(lambda: not RUNNING)
 
 
+@pytest.fixture
+def without_gc():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 class Gate:
     """Lets writes (or reads) of a file pass when it is opened."""
 
@@ -221,6 +229,19 @@ def test_awkward_tensors(positional: bool, monkeypatch: pytest.MonkeyPatch) -> N
     shelf.close()
 
 
+def test_seek_and_access_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "_POSITIONAL", False)
+    monkeypatch.setattr(scratch, "_CHUNK", 64)
+    seek = os.lseek
+    monkeypatch.setattr(os, "lseek", lambda *args: (seek(*args), time.sleep(1e-4)))
+    shelf = DiskShelf(60, like())
+    for i in range(60):
+        shelf.put(i, like(i))
+        if i >= 5:
+            assert same(shelf.get(i - 5), like(i - 5))
+    shelf.close()
+
+
 def test_no_leaves(tmp_path: Path) -> None:
     shelf = DiskShelf(1, (), tmp_path)
     shelf.put(0, ())
@@ -315,6 +336,29 @@ def test_pinned_copies_wait_for_each_other(seed: int) -> None:
     streams.run()
     assert all(same(x, like(i)) for x, i in found)
     assert len(shelf._rows._chunks) == 1
+
+
+def test_what_is_read_ahead_is_copied_once() -> None:
+    shelf, streams = fake_shelf(3, like(), 0)
+    shelf.put(0, like(0))
+    before = streams.queued[True]
+    for _ in range(2):
+        shelf.prefetch(0)
+        shelf.get(0)
+    # Waits for what was taken before; two leaves.
+    assert streams.queued[True] == before + 1 + 2
+
+
+@pytest.mark.parametrize("make", [DiskShelf, lambda *args: fake_shelf(*args, 0)[0]])
+def test_what_is_stored_stays(make: Any) -> None:
+    shelf = make(2, like())
+    shelf.put(0, like(0))
+    shelf.put(0, like(1))
+    found = shelf.get(0)
+    if isinstance(shelf, PinnedShelf):
+        next(iter(shelf._rows._streams.values())).run()
+    assert same(found, like(0))
+    shelf.close()
 
 
 def test_pinned_bytes() -> None:
@@ -434,7 +478,7 @@ def test_reads_ahead_are_bounded_and_used(monkeypatch: pytest.MonkeyPatch) -> No
     file = shelf._files[0]
     file.settle()
     gate = Gate(monkeypatch, "_read")
-    for i in (0, 1, 1, 2, 7):
+    for i in (0, 0, 1, 2, 7):
         shelf.prefetch(i)
     held = lambda: [i for i in range(5) if shelf._places[i].read is not None]  # noqa: E731
     assert held() == [0, 1]  # the hint for 2 found no room
@@ -453,6 +497,7 @@ def test_reads_ahead_are_bounded_and_used(monkeypatch: pytest.MonkeyPatch) -> No
     shelf.drop(3)
     assert eventually(lambda: sum(r() is not None for r in file._reads) == 1)
     assert same(shelf.get(4), like(4))
+    assert eventually(lambda: all(r() is None for r in file._reads))  # the thread forgets it, too
     assert shelf.memory_rows == MAX_WRITES + MAX_READS
     shelf.close()
 
@@ -506,17 +551,19 @@ def test_errors_of_states_that_nobody_holds_are_forgotten(monkeypatch: pytest.Mo
     shelf.close()
 
 
-def test_errors_while_reading_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_while_reading_ahead(without_gc: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = DiskShelf(3, like())
     shelf.put(0, like(0))
     shelf._files[0].settle()
     gate = Gate(monkeypatch, "_read")
     gate.open(OSError(errno.EIO, "Input/output error"))
     shelf.prefetch(0)
+    read = weakref.ref(shelf._places[0].read)
     with pytest.raises(CheckpointStorageError, match=r"state 0 cannot be read back.*Input/output"):
         shelf.get(0)
     assert same(shelf.get(0), like(0))
     shelf.close()
+    assert eventually(lambda: read() is None)
 
 
 # ---------------------------------------------------------------- damage
@@ -650,6 +697,26 @@ def test_file_systems_that_reserve_nothing(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["posix_fallocate", "open"])
+def test_a_file_that_cannot_be_made_is_closed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = getattr(os, name)
+
+    def full(*args: Any, **options: Any) -> Any:
+        if name == "open" and not args[1] & os.O_CREAT:
+            return inner(*args, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, name, full, raising=False)
+    file = scratch.ScratchFile(tmp_path)
+    with pytest.raises(CheckpointStorageError) as e:
+        file.make(10)
+    assert e.value.__cause__ is not None
+    assert file._open.fd == -1
+    assert os.listdir(tmp_path) == []
+
+
 # ---------------------------------------------------------------- nothing is left
 
 
@@ -660,7 +727,7 @@ def open_files() -> int:
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("end", ["close", "del", "error", "interrupt"])
 def test_nothing_is_left(
-    end: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: str, named: bool, without_gc: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any) -> None:
         raise PermissionError(errno.EACCES, "in use")
@@ -676,45 +743,42 @@ def test_nothing_is_left(
     else:
         shelf = DiskShelf(9, like(), tmp_path)
         assert os.listdir(tmp_path) == []
-    gc.disable()
-    try:
-        for i in range(4):
-            shelf.put(i, like(i))
-        shelf.prefetch(0)
-        fork = shelf.fork()
-        fork.put(7, like(7))
-        reference = weakref.ref(shelf)
-        if end == "close":
-            fork.close()
+    for i in range(4):
+        shelf.put(i, like(i))
+    shelf.prefetch(0)
+    fork = shelf.fork()
+    fork.put(7, like(7))
+    reference = weakref.ref(shelf)
+    if end == "close":
+        fork.close()
+        shelf.get(0)
+        shelf.close()
+        shelf.close()
+        with pytest.raises(CheckpointStorageError, match="was closed"):
+            shelf.put(8, like(8))
+        with pytest.raises(CheckpointStorageError, match="was closed"):
             shelf.get(0)
-            shelf.close()
-            shelf.close()
-            with pytest.raises(CheckpointStorageError, match="was closed"):
-                shelf.put(8, like(8))
-            with pytest.raises(CheckpointStorageError, match="was closed"):
-                shelf.get(0)
-            shelf.prefetch(0)
-        elif end == "del":
-            del fork, shelf
-            assert reference() is None
-        else:
-            error = ValueError if end == "error" else KeyboardInterrupt
+        shelf.prefetch(0)
+        assert 0 not in shelf
+    elif end == "del":
+        del fork, shelf
+        assert reference() is None
+    else:
+        error = ValueError if end == "error" else KeyboardInterrupt
 
-            def use(shelf: Shelf, fork: Shelf) -> None:
-                raise error
+        def use(shelf: Shelf, fork: Shelf) -> None:
+            raise error
 
-            shelves = [shelf, fork]
-            del shelf, fork
-            with pytest.raises(error):
-                use(shelves.pop(0), shelves.pop())
-            assert eventually(lambda: reference() is None)
-        if end != "close":  # close waits, what the garbage collector does must not
-            assert eventually(lambda: open_files() <= before and not os.listdir(tmp_path))
-        assert os.listdir(tmp_path) == []
-        assert open_files() == before
-        assert eventually(lambda: not RUNNING)
-    finally:
-        gc.enable()
+        shelves = [shelf, fork]
+        del shelf, fork
+        with pytest.raises(error):
+            use(shelves.pop(0), shelves.pop())
+        assert eventually(lambda: reference() is None)
+    if end != "close":  # close waits, what the garbage collector does must not
+        assert eventually(lambda: open_files() <= before and not os.listdir(tmp_path))
+    assert os.listdir(tmp_path) == []
+    assert open_files() == before
+    assert eventually(lambda: not RUNNING)
 
 
 def test_what_nobody_waits_for_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -837,15 +901,21 @@ if child("interrupts"):
     os._exit(0)
 
 # Forks of a process that uses a store. The background thread is not in the child.
-inner, gate = scratch._write, threading.Event()
-scratch._write = lambda *x: (gate.wait(10), inner(*x))[1]
-shelf = DiskShelf(9, like, directory)
+inner, gate = os.pwrite, threading.Event()
+os.pwrite = lambda *x: (gate.wait(10), inner(*x))[1]
+gate.set()
+shelf = busy(named=True)
+shelf._files[-1].settle()
+for i in (0, 1, 2, 3):
+    shelf.drop(i)
+gate.clear()
 shelf.put(0, state(0))
 shelf.put(1, state(1))
 shelf.prefetch(0)
+shelf.prefetch(4)
 if child("fork"):
-    assert holds(shelf, 0, 1)
-    scratch._write = inner
+    assert holds(shelf, 0, 1, 4)
+    os.pwrite = inner
     shelf.prefetch(1)
     shelf.drop(0)
     shelf.put(2, state(2))
@@ -854,6 +924,10 @@ if child("fork"):
     assert holds(fork, 1, 2, 3)
     shelf.close()
     assert holds(fork, 1, 2, 3)
+    file = shelf._files[0]._records.file
+    assert file._open.fd != -1
+    fork.close()
+    assert file._open.fd == -1
     os._exit(0)
 if child("fork, unused"):
     atexit._run_exitfuncs()
@@ -861,8 +935,9 @@ if child("fork, unused"):
 gate.set()
 for name, pid in children.items():
     children[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-shelf.put(4, state(4))
-assert holds(shelf, 0, 1, 4)
+shelf.put(5, state(5))
+assert holds(shelf, 0, 1, 4, 5)
+assert len(os.listdir(directory)) == 1
 print(json.dumps(children))
 sys.stdout.flush()
 shelf.close()

@@ -127,8 +127,8 @@ def _samples(
     """Samples in turn; those of the units again beside each of the others."""
     samples: dict[str, list[float]] = {name: [] for name in works}
     turn = [x for c in SLOTS for x in ("forward", "backward", f"c = {c}")]
-    for name in works:
-        works[name]()  # warms up
+    for work in works.values():
+        work()  # warms up
     for k in range(repeats):
         say(f"complexity: round {k + 1} of {repeats}")
         for name in turn:

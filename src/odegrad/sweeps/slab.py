@@ -16,7 +16,8 @@ from odegrad.state import Leaves, nbytes
 
 __all__ = ["Slab"]
 
-_FIRST_CHUNK = 8
+_FIRST_ROWS, _FIRST_BYTES = 8, 1 << 20
+"""How many rows to begin with if nobody knows how many there will be: fewer if they are large."""
 
 
 class Slab:
@@ -104,7 +105,8 @@ class Slab:
         self._chunks = []
 
     def _grow(self, state: Leaves) -> None:
-        rows = self._expected or max(_FIRST_CHUNK, self._size // 2)
+        few = max(1, min(_FIRST_ROWS, _FIRST_BYTES // max(1, nbytes(state))))
+        rows = self._expected or max(few, self._size // 2)
         self._expected = None
         if self._limit is not None:
             rows = max(1, min(rows, self._limit - self._size))
