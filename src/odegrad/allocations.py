@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,14 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["peak_bytes", "traced_peak_bytes"]
 
 
-def peak_bytes(thunk: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(thunk: Callable[[], object], device: torch.device, compiled: bool = False) -> int:
     """The most bytes on `device` that thunk() has allocated and not yet freed at any moment.
 
     Arguments:
         thunk: What to run; once.
         device: The CPU or a CUDA device.
+        compiled: Whether it runs compiled code, whose allocations are not those of operations. Then it
+            is run in a thread of its own if a profiler is active in this one.
     """
     profiler = _profiler()
+    if profiler is not None and compiled and torch.autograd._profiler_enabled():  # pyright: ignore
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(peak_bytes, thunk, device).result()
     if profiler is None or torch.autograd._profiler_enabled():  # pyright: ignore
         return traced_peak_bytes(thunk, device)
     enable, disable, config = profiler

@@ -47,6 +47,10 @@ class Blocks:
             done, k, r = done + m, k + 1, 0
         return buffers
 
+    def buffers(self, size: int) -> list[Leaves]:
+        """The buffers with so many rows."""
+        return [block for block in self._blocks if len(block[0]) == size]
+
     def tensors(self) -> Leaves:
         """The tensors that hold the data."""
         return tuple(leaf for block in self._blocks for leaf in block)

@@ -189,6 +189,8 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
     loss = None if run.loss is None else signature(run.loss.function)
-    key = (run.scheme, shapes, wanted, run.field.key, loss)
-    whose = owner(run.field.function) if programs is None else programs
+    whose, function = owner(run.field.function), run.field.key
+    if programs is not None:
+        whose, function = programs, None  # they were made for one f
+    key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss)
     return Rehearsal(run, y0, p, ts, both, chunk, whose, key)

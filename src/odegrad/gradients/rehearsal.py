@@ -15,7 +15,7 @@ solve and count all that torch allocates.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from odegrad.allocations import peak_bytes
-from odegrad.checkpoints import Binomial, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Keep, Rewind, StoreAll
 from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
 from odegrad.storage import IN_FLIGHT
@@ -148,14 +148,16 @@ class Rehearsal:
             return self._one(Binomial(2), 4)
         if kind.shape == "all":
             return self._two([(StoreAll(keep), 2 * k), (StoreAll(keep), 3 * k)])
-        return self._two([(Every(2 * k, keep), 4 * k), (Every(3 * k, keep), 6 * k)])
+        # Three blocks and one stored state: the first is taken again before the second is.
+        pair = [(Blockwise(Binomial(1), m * k, keep), 3 * m * k) for m in (2, 3)]
+        return self._two(pair)
 
     def _one(self, checkpoints: Checkpoints, n: int) -> Needs:
         bounds = checkpoints.bounds(n, known=True)
         peak = self._peak(checkpoints, n) - 2 * self._n_times * self.output
         return Needs(0, peak - (bounds.device + bounds.held) * self.state)
 
-    def _two(self, pair: list[tuple[Checkpoints, int]]) -> Needs:
+    def _two(self, pair: Sequence[tuple[Checkpoints, int]]) -> Needs:
         """Two that differ by one row of the tape, and in nothing else."""
         first, second = (self._peak(*x) for x in pair)
         row, bounds = max(0, second - first), pair[1][0].bounds(pair[1][1], known=True)
@@ -213,7 +215,7 @@ class Rehearsal:
         try:
             both()  # what is allocated once, and never again, is not what is looked for
             field.forget()
-            return peak_bytes(both, self._y0[0].device)
+            return peak_bytes(both, self._y0[0].device, run.programs is not None)
         finally:
             field.evaluations, field.transposes = counts
             if snapshot is not None:

@@ -135,7 +135,9 @@ def compiled_rule(
         if not keeps:
             used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
         landings = landing_times(ts).detach() if used.timed else None
-        found = compiled.backward(run, programs, y0, p, landings, checkpoints, used, kept, grads)
+        found = compiled.backward(
+            run, programs, y0, p, landings, checkpoints, used, kept, grads, retain
+        )
         grad_ts = stack_times(found.times, ts) if needs[-1] else None
         cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))

@@ -47,10 +47,11 @@ def backward(
     pull: Pullback,
     kept: Kept,
     grads: OptionalLeaves,
+    retain: bool,
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through; see `sweeps.backward.backward`."""
     with watched(run, programs, "backward"):
-        engine = _Backward(run, programs, y0, p, landings, pull, kept, grads)
+        engine = _Backward(run, programs, y0, p, landings, pull, kept, grads, retain)
         n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
         for action in kept.store.ahead(checkpoints.backward(n, known) if n else ()):
             match action:
@@ -88,10 +89,12 @@ class _Backward:
         pull: Pullback,
         kept: Kept,
         grads: OptionalLeaves,
+        retain: bool,
     ) -> None:
         self.run, self.programs, self.y0 = run, programs, y0
         self.p, self.data, self.device = p, plain(p[: programs.n_read]), programs.device
-        self.kept, self.timed = kept, pull.timed
+        self.kept, self.timed, self.retain = kept, pull.timed, retain
+        self.first, self.spare = kept.tape, list[Leaves]()  # buffers that may be written again
         self.total = Total(len(p))
         self.direct = direct(run, p, grads, self.total)
         self.below = kept.end  # the state after the step whose turn it is, if the labels need it
@@ -117,9 +120,14 @@ class _Backward:
         if keep is not None:
             self.kept.tape, pull = tape, self.pull
         size, begin = programs.rows(pull), start
+        like, scratch = (*state, *(pull.kept if pull is not None else ())), None
         while begin < stop:
             n = min(size, stop - begin)
-            rows = rows_like((*state, *(pull.kept if pull is not None else ())), size)
+            if keep is not None and self.spare:
+                rows = self.spare.pop()
+            else:
+                rows = scratch or rows_like(like, size)
+            scratch = rows if keep is None else None
             after = take_steps(
                 self.run, programs, pull, self.ticks, begin, n, state, rows, self.data
             )
@@ -161,6 +169,8 @@ class _Backward:
             end = min(begin + size, stop)
             self._chunk(program, tape.rows(begin, end, size), begin, end, labelled)
         self.kept.tape = None
+        if tape is not self.first or not self.retain:
+            self.spare = tape.buffers(self.programs.rows(self.pull))
 
     def _chunk(
         self, program: Transposed, rows: Leaves, start: int, stop: int, labelled: bool
