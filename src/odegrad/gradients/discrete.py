@@ -193,4 +193,4 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
     if programs is not None:
         whose, function = programs, None  # they were made for one f
     key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss)
-    return Rehearsal(run, y0, p, ts, both, chunk, whose, key)
+    return Rehearsal(run, y0, p, ts, wanted, both, chunk, whose, key)

@@ -110,9 +110,8 @@ def planned(
         outputs: How many states are put out.
     """
     needs = rehearsal.needs(kind_of(checkpoints))
-    peak, disk = None, 0
+    peak, disk, most = None, 0, n if n is not None else _MANY
     if n is not None or _bounded(checkpoints):
-        most = n if n is not None else _MANY
         peak = rehearsal.predicted(checkpoints, most, known, outputs)
         disk = checkpoints.bounds(most, known).disk * rehearsal.state
     return Plan(
@@ -123,7 +122,7 @@ def planned(
         state_bytes=rehearsal.state,
         output_bytes=2 * outputs * rehearsal.output,
         row_bytes=needs.row,
-        working_bytes=needs.work,
+        working_bytes=rehearsal.working(checkpoints, most, known),
         peak_bytes=peak,
         disk_bytes=disk,
         recompute_factor=None if n is None else 1.0 + _extra(checkpoints, n, known) / n,

@@ -75,6 +75,8 @@ Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves], No
 
 _KNOWN: weakref.WeakKeyDictionary[object, dict[Hashable, Needs]] = weakref.WeakKeyDictionary()
 """The results, by what they belong to."""
+_MOST_KNOWN = 16
+"""How many results to remember of one owner: the latest."""
 
 
 class Rehearsal:
@@ -85,6 +87,7 @@ class Rehearsal:
         y0: The initial state.
         p: The tensors that f reads.
         ts: The landing times.
+        wanted: Which of p need a cotangent.
         sweeps: Runs both sweeps.
         chunk: How many steps the engine takes at a time when it keeps what.
         owner: What the results belong to: the user's f.
@@ -102,6 +105,7 @@ class Rehearsal:
         y0: Leaves,
         p: Leaves,
         ts: Tensor,
+        wanted: Sequence[bool],
         sweeps: Sweeps,
         chunk: Callable[[Keep | None], int],
         owner: object,
@@ -113,6 +117,7 @@ class Rehearsal:
         snapshot = run.field.snapshot()
         carry = self._carry()
         self.state = nbytes((*y0, *carry)) + (0 if snapshot is None else snapshot.nbytes)
+        self._sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
         self.output = nbytes(y0) if run.loss is None else 0
         try:
             self._results = _KNOWN.setdefault(owner, {})
@@ -124,6 +129,8 @@ class Rehearsal:
         key = (self._key, kind)
         found = self._results.get(key)
         if found is None:
+            while len(self._results) >= _MOST_KNOWN:
+                del self._results[next(iter(self._results))]
             self._results[key] = found = self._measured(kind)
         return found
 
@@ -132,13 +139,23 @@ class Rehearsal:
         bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
         states = bounds.device + bounds.held
         if self._y0[0].device.type == "cpu":
-            states += bounds.ram + min(bounds.disk, IN_FLIGHT)
+            states += bounds.ram + (IN_FLIGHT if bounds.disk else 0)
         rows = -(-bounds.tape // self.chunk(bounds.keep))
-        if self._run.loss is not None and bounds.keep is Keep.GRAPH:
-            # The cotangents of all labels in a stretch of graphs are there at once.
-            labels = min(len(self._run.times), bounds.tape, STRETCH)
-            return labels * nbytes(self._y0) + states * self.state + rows * needs.row + needs.work
-        return 2 * outputs * self.output + states * self.state + rows * needs.row + needs.work
+        kept = 2 * outputs * self.output + states * self.state + rows * needs.row
+        return kept + self.working(checkpoints, n, known)
+
+    def working(self, checkpoints: Checkpoints, n: int, known: bool) -> int:
+        """The working set of such a solve."""
+        bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
+        more = needs.work
+        if bounds.keep is Keep.GRAPH and self._run.loss is not None:
+            # The cotangents of all labels in the stretch of graphs that is pulled back.
+            more += min(len(self._run.times), bounds.tape, STRETCH) * nbytes(self._y0)
+        if checkpoints == StoreAll(Keep.GRAPH) and self._run.programs is None and n > STRETCH:
+            # The sums of the parameter gradient, once the first stretch is gone.
+            last = (n - 1) % STRETCH + 1
+            more += max(0, self._sums - last * needs.row)
+        return more
 
     def _measured(self, kind: Kind) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
