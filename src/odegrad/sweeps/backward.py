@@ -115,7 +115,7 @@ class _Engine:
             self.times = tuple(x.detach().requires_grad_() for x in landings)
         self.clock = Clock(run.accepted_grid, self.times or run.times)
         self.start = run.times[0] if self.times is None else self.times[0]
-        self.y0, self.n_leaves, self.current = y0, len(y0), kept.held
+        self.y0, self.n_leaves, self.current = y0, len(y0), kept.current()
         self.grad_y: Leaves = tuple(torch.zeros_like(leaf) for leaf in y0)
         self.grad_carry: Leaves | None = None
         self.grad_p = Total(len(p))

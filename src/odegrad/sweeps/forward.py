@@ -6,7 +6,6 @@ The same loop runs without gradients (keeping what a schedule says) and under au
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -171,8 +170,7 @@ class _Walk:
                     raise AssertionError(f"{action} has no place in a forward sweep")
         if checkpoints.holds is Hold.END:
             kept.held = Current(self._n, self._flat(), field.snapshot())
-        if kept.held is not None:  # copies: f may hand out tensors of the user's
-            kept.held = replace(kept.held, state=tuple(x.clone() for x in kept.held.state))
+        kept.settle()
         if self._run.loss is not None:
             kept.end = tuple(x.detach().clone() for x in self._state[0])
         self._run.stats.note(kept)

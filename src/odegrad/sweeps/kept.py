@@ -68,7 +68,7 @@ class Kept:
     Attributes:
         store: The numbered states.
         tape: The tape, or None if nothing was put on it.
-        held: The state that is current when the backward sweep begins, or None.
+        held: The state that is current when the backward sweep begins (empty if it is stored), or None.
         end: The last state, if the backward sweep needs it for a streamed loss.
     """
 
@@ -76,6 +76,19 @@ class Kept:
     tape: Rows | Graphs | None = None
     held: Current | None = None
     end: Leaves = ()
+
+    def settle(self) -> None:
+        """Makes a copy of the held state, unless it is stored: f may hand out tensors of the user's."""
+        if self.held is not None:
+            stored = self.held.i in self.store
+            state = () if stored else tuple(x.clone() for x in self.held.state)
+            self.held = replace(self.held, state=state)
+
+    def current(self) -> Current | None:
+        """The state that is current when the backward sweep begins."""
+        if self.held is None or self.held.state:
+            return self.held
+        return Current(self.held.i, *self.store.get(self.held.i))
 
     @property
     def room(self) -> int:

@@ -100,7 +100,7 @@ class _Backward:
         self.below = kept.end  # the state after the step whose turn it is, if the labels need it
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times)
-        self.current = kept.held
+        self.current = kept.current()
         carry = programs.new_carry()
         self.grads: Leaves = (*map(zeros, y0), *carry)
         self.grad_p: list[Tensor | None] = [None] * len(p)

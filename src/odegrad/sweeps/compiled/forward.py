@@ -116,8 +116,7 @@ class _Forward:
                     kept.store.drop(i)
                 case action:
                     raise AssertionError(f"{action} has no place in a forward sweep")
-        if kept.held is not None:
-            kept.held = Current(kept.held.i, tuple(x.clone() for x in kept.held.state), None)
+        kept.settle()
         if self.run.loss is not None:
             kept.end = tuple(x.clone() for x in self.state[: self.n_y])
         self.run.stats.note(kept)
