@@ -154,7 +154,7 @@ def test_any_schedule_on_any_steps(drawn: Drawn) -> None:
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(solves(), st.sampled_from(CASES))
 def test_any_schedule_on_any_steps_at_length(drawn: Drawn, case: Callable[[], Case]) -> None:
     check(case(), drawn.schedule, drawn.scheme, drawn.stepsize, drawn.times)
@@ -164,7 +164,7 @@ def test_any_schedule_on_any_steps_at_length(drawn: Drawn, case: Callable[[], Ca
 @pytest.mark.parametrize(
     ("scheme", "stepsize"), SCHEME_STEPS, ids=lambda x: getattr(x, "__name__", type(x).__name__)
 )
-@pytest.mark.parametrize("slots", [1, 2, 5, 40])
+@pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 def test_all_schedules_on_all_schemes(
     case: Callable[[], Case], slots: int, scheme: Any, stepsize: Any

@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 
 from odegrad.replay import Snapshot
 from odegrad.scan import Scan
-from odegrad.state import Leaves
+from odegrad.state import Leaves, nbytes
 from odegrad.substitute import Host, Substitute
 
 __all__ = ["Captured", "Captures", "Site", "capture", "is_differentiable", "version", "unread"]
@@ -100,6 +100,8 @@ class Captures:
         changing: The buffers that the traced call changed.
         modes: Whether each module was in training mode.
         stochastic: Whether the traced call drew random numbers.
+        extent: How many torch functions the traced call called, and the bytes of what they returned:
+            calls of the same extent take about the same memory.
     """
 
     modules: list[nn.Module] = field(default_factory=list[nn.Module])
@@ -109,6 +111,7 @@ class Captures:
     changing: list[Captured] = field(default_factory=list[Captured])
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list[tuple[nn.Module, bool]])
     stochastic: bool = False
+    extent: tuple[int, int] = (0, 0)
 
     def tensors(self) -> Leaves:
         """The captured tensors that may need a gradient."""
@@ -158,6 +161,7 @@ class _Trace(TorchFunctionMode):
         self.found: dict[int, Tensor] = {}
         self.met: set[int] = set()
         self._made: dict[int, Tensor] = {id(x): x for x in known}
+        self.calls = self.nbytes = 0
 
     def __torch_function__(
         self,
@@ -173,7 +177,10 @@ class _Trace(TorchFunctionMode):
             if is_differentiable(x) and id(x) not in self._made:
                 self.found[id(x)] = x
         out = func(*args, **kwargs)
-        for x in pytree.tree_leaves(out):
+        results = pytree.tree_leaves(out)
+        self.calls += 1
+        self.nbytes += nbytes([x for x in results if isinstance(x, Tensor)])
+        for x in results:
             if is_differentiable(x) and id(x) not in self.found:
                 self._made[id(x)] = x  # keeps it alive, so that its id is not used again
         return out
@@ -239,6 +246,7 @@ def capture(
     # Only what f was seen to read is held to stay as it was, and not what f itself changes.
     changing = {id(b.tensor) for b in captures.changing}
     captures.constants = constants
+    captures.extent = (trace.calls, trace.nbytes)
     captures.read = [
         c
         for c, v in zip(constants, versions, strict=True)

@@ -23,7 +23,6 @@ from odegrad.errors import (
     FieldOutputError,
     RandomFieldError,
 )
-from odegrad.identity import signature
 from odegrad.linearization import Linearization
 from odegrad.outputs import Outputs
 from odegrad.replay import Snapshot
@@ -87,9 +86,9 @@ class VectorField:
     @property
     def key(self) -> Hashable:
         """What else than shapes the memory that f takes depends on: modes of modules, autocast."""
-        modes = tuple(mode for _, mode in self._captures.modes)
-        functions = tuple(map(signature, self._functions))
-        return (self.n_state, functions, modes, self.autocast, self.stochastic)
+        found = self._captures
+        modes = tuple(mode for _, mode in found.modes)
+        return (self.n_state, found.extent, modes, self.autocast, self.stochastic)
 
     # What f reads.
 
@@ -186,9 +185,9 @@ class VectorField:
         """
         if self._unseen_draws:
             raise RandomFieldError(
-                "f draws random numbers at some times but did not at its first call, so the backward "
-                "pass could not draw the same ones. Draw the noise once, outside f, or at every call; "
-                "gradient=Tape() does not evaluate f again"
+                "f (or loss_at) draws random numbers at some times but did not at its first call, so the "
+                "backward pass could not draw the same ones. Draw the noise once, outside f, or at every "
+                "call; gradient=Tape() does not evaluate f again"
             )
 
     @property

@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -111,7 +112,7 @@ class Grid:
 
     segments: tuple[Segment, ...]
 
-    @property
+    @cached_property
     def n_steps(self) -> int:
         """The number of steps in all segments."""
         return sum(len(segment) for segment in self.segments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -123,6 +123,12 @@ class LabelLoss:
         for i, g in zip(wanted, grads[len(leaves) :], strict=True):
             grad_p[i] = g
         return grads[: len(leaves)], tuple(grad_p)
+
+    @property
+    def key(self) -> Hashable:
+        """What the memory that it takes depends on."""
+        shapes = tuple((x.shape, x.dtype) for x in self._captures.tensors())
+        return (self._captures.extent, shapes, self._autocast)
 
     def mark(self) -> None:
         """Remembers the versions of the tensors that the loss reads and that have no gradient."""

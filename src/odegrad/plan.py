@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from odegrad.assemble import assemble
-from odegrad.errors import InvalidTypeError
+from odegrad.checkpoints.checks import check_count
+from odegrad.errors import InvalidTypeError, InvalidValueError
 from odegrad.gradients import Discrete, Gradient, Plan
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
@@ -56,7 +57,8 @@ def plan(
     Raises:
         MemoryBudgetError: If the gradient does not fit into the memory that was allowed.
         NotCompilable: If `compile` is set and the solve cannot be compiled.
-        InvalidTypeError: If `gradient` is not `Discrete`.
+        InvalidTypeError: If `gradient` is not `Discrete`, or `n_steps` not an int.
+        InvalidValueError: If `n_steps` < 1, or there is a single time.
         OdegradError: If something is wrong with another argument, as `odegrad.solve` says.
 
     Example:
@@ -88,6 +90,10 @@ def plan(
         running=running,
         loss_at=loss_at,
     )
+    if n_steps is not None:
+        check_count("plan: n_steps", n_steps)
+    if len(problem.run.times) < 2:
+        raise InvalidValueError("plan needs a solve with steps: ts has a single time")
     found = gradient.plan(problem.run, problem.y, problem.p, problem.ts, n_steps)
     if show:
         print(found)

@@ -55,7 +55,9 @@ class Snapshot:
             torch.cuda.set_rng_state(self.accelerator, self.device)
         with torch.no_grad():
             for buffer, value in zip(self.buffers, self.values, strict=True):
-                buffer.copy_(value)
+                # As torch's own batch normalization does, without telling autograd: graphs that saved
+                # the buffer would refuse to go on, though they do not depend on its values.
+                buffer.data.copy_(value)
 
     def same_generators(self, other: Snapshot) -> bool:
         """Whether no random number was drawn between the two."""

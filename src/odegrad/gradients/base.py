@@ -10,7 +10,7 @@ from torch import Tensor
 from odegrad.state import Leaves
 from odegrad.sweeps import Run
 
-__all__ = ["Gradient", "forward_transform", "landing_times", "may_need_gradient"]
+__all__ = ["Gradient", "forward_transform", "landing_times", "may_need_gradient", "transformed"]
 
 
 class Gradient(ABC):
@@ -46,11 +46,16 @@ def forward_transform() -> str | None:
     return None
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func is active."""
+    return bool(torch._C._functorch.get_interpreter_stack())  # pyright: ignore
+
+
 def may_need_gradient(x: Tensor) -> bool:
     """Whether a cotangent of x may be asked for.
 
     Inside a transform, a tensor of its level that is constant there may need one further out.
     """
-    if torch._C._functorch.get_interpreter_stack():  # pyright: ignore
+    if transformed():
         return x.is_floating_point() or x.is_complex()
     return x.requires_grad

@@ -10,12 +10,12 @@ from torch import Tensor
 from odegrad.budget import Share, budget_bytes, check_budget
 from odegrad.checkpoints import Checkpoints, Keep, Rewind, StoreAll
 from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
-from odegrad.gradients.base import Gradient, may_need_gradient
+from odegrad.gradients.base import Gradient, may_need_gradient, transformed
 from odegrad.gradients.node import apply, plainly
-from odegrad.gradients.planning import Plan, check_plan, chosen, planned
-from odegrad.gradients.rehearsal import Rehearsal
+from odegrad.gradients.planning import Plan, check_bounded, check_plan, chosen, planned
+from odegrad.gradients.rehearsal import Rehearsal, results_of
 from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks
-from odegrad.identity import owner, signature
+from odegrad.identity import owner
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
@@ -93,7 +93,7 @@ class Discrete(Gradient):
         """Solves inside one autograd node."""
         checkpoints = self.checkpoints or StoreAll()
         if self.memory is not None and len(run.times) > 1:
-            plan = self.plan(run, y0, p, ts, None)
+            plan = self.plan(run, y0, p, ts, counted=False)
             checkpoints = plan.checkpoints
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         _check_rewinding(run, checkpoints)
@@ -104,7 +104,15 @@ class Discrete(Gradient):
             rule = eager_rule(run, checkpoints, len(y0), wanted)
         return apply(rule, (*y0, *p, ts))
 
-    def plan(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor, n_steps: int | None) -> Plan:
+    def plan(
+        self,
+        run: Run,
+        y0: Leaves,
+        p: Leaves,
+        ts: Tensor,
+        n_steps: int | None = None,
+        counted: bool = True,
+    ) -> Plan:
         """The schedule that `solve` would run, and what it would need.
 
         Arguments:
@@ -113,37 +121,47 @@ class Discrete(Gradient):
             p: The tensors that f reads.
             ts: The landing times.
             n_steps: How many steps to expect where that is not known in advance, or None.
+            counted: Whether to count evaluations.
 
         Raises:
             MemoryBudgetError: If the memory is too little.
         """
         _check_rewinding(run, self.checkpoints)
         wanted = tuple(map(may_need_gradient, (*p, ts)))
-        n_y = len(y0)
+        n_y, retained = len(y0), transformed()  # transforms retain what was kept
 
         def planning(inputs: Leaves) -> Plan:
-            rehearsal = _rehearsal(run, inputs[:n_y], inputs[n_y:-1], inputs[-1], wanted)
-            return self._plan(run, rehearsal, inputs[0].device, n_steps)
+            y, p = inputs[:n_y], inputs[n_y:-1]
+            budget = None if self.memory is None else budget_bytes(self.memory, y[0].device)
+            rehearsal = _rehearsal(run, y, p, inputs[-1], wanted, retained, budget)
+            return self._plan(run, rehearsal, budget, n_steps, counted)
 
         return plainly(planning, (*y0, *p, ts))
 
     def _plan(
-        self, run: Run, rehearsal: Rehearsal, device: torch.device, n_steps: int | None
+        self,
+        run: Run,
+        rehearsal: Rehearsal,
+        budget: int | None,
+        n_steps: int | None,
+        counted: bool,
     ) -> Plan:
         n = None
         if isinstance(run.stepsize, FixedStepSize):
             n = fixed_grid(run, run.stepsize).n_steps
-        budget = None if self.memory is None else budget_bytes(self.memory, device)
         outputs = 0 if run.loss is not None else len(run.times)
         checkpoints = self.checkpoints
         if checkpoints is None and budget is not None:
             compiled = run.programs is not None
             checkpoints = chosen(rehearsal, budget, n, outputs, compiled)
         checkpoints = checkpoints or StoreAll()
+        if budget is not None and n is None:
+            check_bounded(checkpoints, budget)
         if run.programs is not None:
             checkpoints = in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
         expected = n_steps if n is None else n
-        plan = planned(rehearsal, checkpoints, budget, expected, n is not None, outputs)
+        known = n is not None
+        plan = planned(rehearsal, checkpoints, budget, expected, known, outputs, counted)
         check_plan(plan)
         return plan
 
@@ -164,7 +182,15 @@ def _check_rewinding(run: Run, checkpoints: Checkpoints | None) -> None:
         )
 
 
-def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, ...]) -> Rehearsal:
+def _rehearsal(
+    run: Run,
+    y0: Leaves,
+    p: Leaves,
+    ts: Tensor,
+    wanted: tuple[bool, ...],
+    retained: bool,
+    budget: int | None,
+) -> Rehearsal:
     n_y, programs = len(y0), run.programs
 
     def chunk(keep: Keep | None) -> int:
@@ -184,13 +210,14 @@ def _rehearsal(run: Run, y0: Leaves, p: Leaves, ts: Tensor, wanted: tuple[bool, 
         inputs = (*y0, *p, ts)
         with torch.no_grad():
             outputs, tensors = rule.primal(inputs)
-            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), False)
+            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), retained)
         del outputs
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
-    loss = None if run.loss is None else signature(run.loss.function)
+    loss = None if run.loss is None else run.loss.key
     whose, function = owner(run.field.function), run.field.key
     if programs is not None:
         whose, function = programs, None  # they were made for one f
-    key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss)
-    return Rehearsal(run, y0, p, ts, wanted, both, chunk, whose, key)
+    key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss, retained)
+    known = results_of(whose)
+    return Rehearsal(run, y0, p, ts, wanted, both, chunk, known, key, retained, budget)

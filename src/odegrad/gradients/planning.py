@@ -32,7 +32,7 @@ from odegrad.checkpoints import (
 from odegrad.errors import MemoryBudgetError
 from odegrad.gradients.rehearsal import Kind, Rehearsal, kind_of
 
-__all__ = ["Plan", "check_plan", "chosen", "planned"]
+__all__ = ["Plan", "check_bounded", "check_plan", "chosen", "planned"]
 
 _UNIT, _LEAN = Kind("unit", None), Kind("block", Keep.STAGES)
 
@@ -98,6 +98,7 @@ def planned(
     n: int | None,
     known: bool,
     outputs: int,
+    counted: bool,
 ) -> Plan:
     """What a schedule will need.
 
@@ -108,6 +109,7 @@ def planned(
         n: The number of steps, or what it may be; None if there is no idea.
         known: Whether it is certain.
         outputs: How many states are put out.
+        counted: Whether to count evaluations: that walks through the schedule.
     """
     needs = rehearsal.needs(kind_of(checkpoints))
     peak, disk, most = None, 0, n if n is not None else _MANY
@@ -125,7 +127,9 @@ def planned(
         working_bytes=rehearsal.working(checkpoints, most, known),
         peak_bytes=peak,
         disk_bytes=disk,
-        recompute_factor=None if n is None else 1.0 + _extra(checkpoints, n, known) / n,
+        recompute_factor=None
+        if n is None or not counted
+        else 1.0 + _extra(checkpoints, n, known) / n,
     )
 
 
@@ -156,6 +160,19 @@ def _extra(checkpoints: Checkpoints, n: int, known: bool) -> int:
     return transposed + total
 
 
+def check_bounded(checkpoints: Checkpoints, budget: int) -> None:
+    """Refuses a schedule that keeps more the more steps there are, if nobody knows how many.
+
+    Raises:
+        MemoryBudgetError: If it is one.
+    """
+    if not _bounded(checkpoints):
+        raise MemoryBudgetError(
+            f"memory={size(budget)} cannot be kept to by {checkpoints} with adaptive steps, "
+            "whose number is not known in advance: leave checkpoints out, or use Online(slots)"
+        )
+
+
 def check_plan(plan: Plan) -> None:
     """Refuses a plan that does not keep to its budget.
 
@@ -164,11 +181,7 @@ def check_plan(plan: Plan) -> None:
     """
     if plan.budget is None:
         return
-    if plan.peak_bytes is None:
-        raise MemoryBudgetError(
-            f"memory={size(plan.budget)} cannot be kept to by {plan.checkpoints} with adaptive steps, "
-            "whose number is not known in advance: leave checkpoints out, or use Online(slots)"
-        )
+    assert plan.peak_bytes is not None
     if plan.peak_bytes > plan.budget:
         raise MemoryBudgetError(
             f"{plan.checkpoints} needs {size(plan.peak_bytes)}, memory allows {size(plan.budget)}: "
@@ -201,7 +214,7 @@ def chosen(
 
 
 def _too_little(rehearsal: Rehearsal, budget: int, least: int | None, outputs: int) -> str:
-    needed = "more" if least is None else f"at least {size(least)}"
+    needed = "more" if least is None else f"at least {size(1.02 * least)}"
     out = 2 * outputs * rehearsal.output
     message = (
         f"memory={size(budget)} is too little: the gradient of this solve needs {needed}. "
@@ -217,15 +230,20 @@ def _candidates(
     rehearsal: Rehearsal, budget: int, n: int | None, outputs: int, compiled: bool
 ) -> Iterator[tuple[float, Checkpoints, bool]]:
     """(extra steps, schedule, whether it is the smallest of its kind)."""
-    if n is not None:
+    few = n is not None
+    if n is not None and not compiled:
+        few = n * rehearsal.step_graph < 2 * budget
+    if few and rehearsal.fits(Kind("all", Keep.GRAPH), budget):
         yield 0, StoreAll(Keep.GRAPH), False
     for kind in _kinds(compiled):
+        if not rehearsal.fits(kind, budget):
+            continue
         needs = rehearsal.needs(kind)
         fixed = 2 * outputs * rehearsal.output + needs.work
         chunk, most = rehearsal.chunk(kind.keep), (budget - fixed) // max(1, needs.row)
         for length in _lengths(kind, n, most, chunk):
             tape = 0 if kind.keep is None else -(-length // chunk) * needs.row
-            free = (budget - fixed - tape) // rehearsal.state - 1
+            free = (budget - fixed - tape) // max(1, rehearsal.state) - 1
             slots = max(1, free)
             smallest = slots == 1 and length == chunk
             if n is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -26,11 +27,12 @@ from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Keep, Rewind, StoreAll
 from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
-from odegrad.storage import IN_FLIGHT
+from odegrad.storage import DEVICE_ROWS, IN_FLIGHT
 from odegrad.sweeps import Run, Stats
 from odegrad.sweeps.graphs import STRETCH
+from odegrad.sweeps.saved import Meter
 
-__all__ = ["Kind", "Needs", "Rehearsal", "kind_of"]
+__all__ = ["Kind", "Needs", "Rehearsal", "kind_of", "results_of"]
 
 
 class Kind(NamedTuple):
@@ -79,6 +81,14 @@ _MOST_KNOWN = 16
 """How many results to remember of one owner: the latest."""
 
 
+def results_of(owner: object) -> dict[Hashable, Needs]:
+    """The results that belong to something, usually the user's f; they go when it does."""
+    try:
+        return _KNOWN.setdefault(owner, {})
+    except TypeError:  # nothing that can be referred to weakly
+        return {}
+
+
 class Rehearsal:
     """Measures what the steps of a solve need; results are kept for later solves with the same f.
 
@@ -90,8 +100,10 @@ class Rehearsal:
         wanted: Which of p need a cotangent.
         sweeps: Runs both sweeps.
         chunk: How many steps the engine takes at a time when it keeps what.
-        owner: What the results belong to: the user's f.
-        key: What else they depend on.
+        known: Results of earlier rehearsals.
+        key: What they depend on.
+        retained: Whether the sweeps have to leave what was kept as it is.
+        budget: The bytes allowed, or None.
 
     Attributes:
         state: D.
@@ -108,8 +120,10 @@ class Rehearsal:
         wanted: Sequence[bool],
         sweeps: Sweeps,
         chunk: Callable[[Keep | None], int],
-        owner: object,
+        known: dict[Hashable, Needs],
         key: Hashable,
+        retained: bool,
+        budget: int | None,
     ) -> None:
         self._run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
         self._y0 = tuple(x.detach() for x in y0)
@@ -119,19 +133,24 @@ class Rehearsal:
         self.state = nbytes((*y0, *carry)) + (0 if snapshot is None else snapshot.nbytes)
         self._sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
         self.output = nbytes(y0) if run.loss is None else 0
-        try:
-            self._results = _KNOWN.setdefault(owner, {})
-        except TypeError:  # nothing that can be referred to weakly
-            self._results = {}
+        self._results, self._retained, self._budget = known, retained, budget
+        self._wanted = wanted[: len(p)]
 
     def needs(self, kind: Kind) -> Needs:
         """What the steps of a kind need."""
-        key = (self._key, kind)
+        compiled = self._run.programs is not None
+        lengths = (2, 3) if compiled else (4, 5)
+        if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
+            lengths = (4, 5) if 6 * self.step_graph <= self._budget else (1, 2)
+        key = (self._key, kind, lengths)
         found = self._results.get(key)
         if found is None:
+            found = self._measured(kind, lengths)
+            if torch.autograd._profiler_enabled() and not compiled:  # pyright: ignore
+                return found  # not seen by the same means
             while len(self._results) >= _MOST_KNOWN:
                 del self._results[next(iter(self._results))]
-            self._results[key] = found = self._measured(kind)
+            self._results[key] = found
         return found
 
     def predicted(self, checkpoints: Checkpoints, n: int, known: bool, outputs: int) -> int:
@@ -140,6 +159,10 @@ class Rehearsal:
         states = bounds.device + bounds.held
         if self._y0[0].device.type == "cpu":
             states += bounds.ram + (IN_FLIGHT if bounds.disk else 0)
+        elif bounds.ram:
+            states += DEVICE_ROWS
+        if self._retained and checkpoints.holds is not None:
+            states += bounds.device  # what is stored again takes new room
         rows = -(-bounds.tape // self.chunk(bounds.keep))
         kept = 2 * outputs * self.output + states * self.state + rows * needs.row
         return kept + self.working(checkpoints, n, known)
@@ -148,6 +171,8 @@ class Rehearsal:
         """The working set of such a solve."""
         bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
         more = needs.work
+        if bounds.keep is Keep.GRAPH and self._run.monitor is not None:
+            more += bounds.tape * nbytes(self._y0)  # states to be shown
         if bounds.keep is Keep.GRAPH and self._run.loss is not None:
             # The cotangents of all labels in the stretch of graphs that is pulled back.
             more += min(len(self._run.times), bounds.tape, STRETCH) * nbytes(self._y0)
@@ -157,27 +182,65 @@ class Rehearsal:
             more += max(0, self._sums - last * needs.row)
         return more
 
-    def _measured(self, kind: Kind) -> Needs:
+    def fits(self, kind: Kind, budget: int) -> bool:
+        """Whether a rehearsal of this kind may fit into a budget: a guess."""
+        if self._run.programs is not None or kind.keep is Keep.STAGES:
+            return True
+        return (1 if kind.keep is None else 2) * self.step_graph <= budget
+
+    @cached_property
+    def step_graph(self) -> int:
+        """About what the graphs of one step save: those of one evaluation, times their number."""
+        key = (self._key, "graph")
+        if key not in self._results:
+            self._results[key] = Needs(self._measured_graph(), 0)
+        return self._results[key].row
+
+    def _measured_graph(self) -> int:
+        run, field, before = self._run, self._run.field, self._run.field.evaluations
+        snapshot, p = field.snapshot(), field.own(self._p, self._wanted)
+        try:
+            with torch.no_grad():
+                field.bound(p, lambda: self._step(p))
+            count = field.evaluations - before
+            meter = Meter(p)
+            with torch.enable_grad():
+                y = tuple(x.detach().requires_grad_() for x in self._y0)
+                meter.measure(field.bound(p, lambda: field(run.times[0], y, p)))
+            return count * meter.nbytes(1)
+        finally:
+            field.evaluations = before
+            field.forget()
+            if snapshot is not None:
+                snapshot.restore()
+
+    def _step(self, p: Leaves) -> None:
+        run, t = self._run, self._run.times
+        dt = 1e-3 * (t[-1] - t[0])
+        carry = run.scheme.init(run.field, t[0], self._y0, p)
+        run.scheme.step(run.field, t[0], dt, self._y0, carry, p)
+
+    def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
         if kind.shape == "rewind":
             return self._one(Rewind(), 3)
         if keep is None:
             return self._one(Binomial(2), 4)
         if kind.shape == "all":
-            return self._two([(StoreAll(keep), 2 * k), (StoreAll(keep), 3 * k)])
+            return self._two([(StoreAll(keep), m * k) for m in lengths])
         # Three blocks and one stored state: the first is taken again before the second is.
-        pair = [(Blockwise(Binomial(1), m * k, keep), 3 * m * k) for m in (2, 3)]
-        return self._two(pair)
+        return self._two([(Blockwise(Binomial(1), m * k, keep), 3 * m * k) for m in lengths])
 
     def _one(self, checkpoints: Checkpoints, n: int) -> Needs:
         bounds = checkpoints.bounds(n, known=True)
-        peak = self._peak(checkpoints, n) - 2 * self._n_times * self.output
+        peak = self._peak(checkpoints, n)[0] - 2 * self._n_times * self.output
         return Needs(0, peak - (bounds.device + bounds.held) * self.state)
 
     def _two(self, pair: Sequence[tuple[Checkpoints, int]]) -> Needs:
         """Two that differ by one row of the tape, and in nothing else."""
-        first, second = (self._peak(*x) for x in pair)
-        row, bounds = max(0, second - first), pair[1][0].bounds(pair[1][1], known=True)
+        (first, kept), (second, more) = (self._peak(*x) for x in pair)
+        # A peak of few rows may lie where none is left: what was kept tells the row then.
+        row, bounds = max(second - first, more - kept, 0), pair[1][0].bounds(pair[1][1], known=True)
         rest = 2 * self._n_times * self.output + (bounds.device + bounds.held) * self.state
         return Needs(row, second - rest - bounds.tape // self.chunk(bounds.keep) * row)
 
@@ -200,20 +263,20 @@ class Rehearsal:
             snapshot.restore()
         return carry
 
-    def _peak(self, checkpoints: Checkpoints, n: int) -> int:
-        """The peak of a solve in n short steps, from the initial state on."""
+    def _peak(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
+        """The peak of a solve in n short steps, from the initial state on, and what was kept of it."""
         run, field = self._run, self._run.field
         span = run.times[-1] - run.times[0]
         # With a landing after the first step: not at the end of a chunk of steps.
         fractions = (0.0, 1e-3 / n, 1e-3) if self._n_times == 3 else (0.0, 1e-3)
-        segments = (Uniform(1), Uniform(n - 1)) if self._n_times == 3 else (Uniform(n),)
+        segments = (Uniform(1), Uniform(max(1, n - 1))) if self._n_times == 3 else (Uniform(n),)
         rehearsed = replace(
             run,
             times=tuple(run.times[0] + span * x for x in fractions),
             stepsize=Grid(segments),
             max_steps=None,
             monitor=None,
-            stats=Stats(),
+            stats=Stats(working_bytes=0),
             grid=None,
             initial=None,
         )
@@ -232,7 +295,8 @@ class Rehearsal:
         try:
             both()  # what is allocated once, and never again, is not what is looked for
             field.forget()
-            return peak_bytes(both, self._y0[0].device, run.programs is not None)
+            peak = peak_bytes(both, self._y0[0].device, run.programs is not None)
+            return peak, rehearsed.stats.peak_bytes or 0
         finally:
             field.evaluations, field.transposes = counts
             if snapshot is not None:

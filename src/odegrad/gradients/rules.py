@@ -110,7 +110,12 @@ def compiled_rule(
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
         y0, p = inputs[:n_y], inputs[n_y:-1]
-        outputs, kept = compiled.forward(run, programs, y0, p, checkpoints, pull)
+
+        def sweep() -> tuple[Leaves, Kept | None]:
+            return compiled.forward(run, programs, y0, p, checkpoints, pull)
+
+        # f draws no random numbers, as its graph has none; the loss may.
+        outputs, kept = sweep() if run.loss is None else run.repeatable(p, sweep)
         if run.loss is not None:  # what f reads is given to its graph, and saved by autograd
             run.loss.mark()
         assert kept is not None

@@ -10,4 +10,7 @@ from odegrad.storage.statefile import MAX_READS, MAX_WRITES
 IN_FLIGHT = MAX_WRITES + MAX_READS
 """The most states that a `DiskShelf` holds in CPU memory on their way, if they belong there."""
 
-__all__ = ["IN_FLIGHT", "DiskShelf", "PinnedShelf", "Shelf"]
+DEVICE_ROWS = 2
+"""The most states that a `PinnedShelf` holds on the device on their way."""
+
+__all__ = ["DEVICE_ROWS", "IN_FLIGHT", "DiskShelf", "PinnedShelf", "Shelf"]
