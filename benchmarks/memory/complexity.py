@@ -12,9 +12,7 @@ all states were kept, which evaluates f once more and transposes it. All take sa
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 import odegrad
-from benchmarks.memory.parts import Check, Effort, Record, Say
+from benchmarks.memory.parts import Check, Effort, Record, Say, in_turn, seconds
 from benchmarks.tables import aligned, number
 from odegrad.bench.workloads import Mlp
 from odegrad.checkpoints import Checkpoints, advances
@@ -53,13 +51,18 @@ def model(n: int, slots: int, f: float, f_and_v: float) -> float:
 def measure(effort: Effort, say: Say) -> Record:
     """Measures the eager engine."""
     steps = QUICK_STEPS if effort.quick else STEPS
-    samples = _samples(_works(steps), effort.repeats, say)
+    works = _works(steps)
+    for work in works.values():
+        work()  # warms up
+    # The units again beside each of the others.
+    turn = [x for c in SLOTS for x in ("forward", "backward", f"c = {c}")]
+    samples = in_turn(works, turn, effort.repeats, lambda line: say(f"complexity: {line}"))
     f, f_and_v = (statistics.median(samples[name]) / steps for name in ("forward", "backward"))
     rows: list[Record] = []
     for c in SLOTS:
-        seconds, limit = statistics.median(samples[f"c = {c}"]), model(steps, c, f, f_and_v)
-        work = {"slots": c, "advances": advances(steps, c), "median_s": seconds}
-        rows.append(work | {"model_s": limit, "ratio": seconds / limit})
+        median, limit = statistics.median(samples[f"c = {c}"]), model(steps, c, f, f_and_v)
+        work = {"slots": c, "advances": advances(steps, c), "median_s": median}
+        rows.append(work | {"model_s": limit, "ratio": median / limit})
     checks = [Check(f"c = {x['slots']}: time ÷ model", x["ratio"], SLACK) for x in rows]
     first, last = rows[0], rows[-1]
     return {
@@ -103,38 +106,16 @@ def _works(steps: int) -> dict[str, Callable[[], float]]:
 
     def forward() -> float:
         with torch.no_grad():
-            return _seconds(lambda: solved(None))
+            return seconds(lambda: solved(None))
 
     def backward() -> float:
         loss = solved(odegrad.StoreAll(odegrad.Keep.STATE))
-        return _seconds(lambda: torch.autograd.grad(loss, inputs))
+        return seconds(lambda: torch.autograd.grad(loss, inputs))
 
     def binomial(slots: int) -> Callable[[], float]:
-        return lambda: _seconds(lambda: gradient(odegrad.Binomial(slots)))
+        return lambda: seconds(lambda: gradient(odegrad.Binomial(slots)))
 
     return {"forward": forward, "backward": backward} | {f"c = {c}": binomial(c) for c in SLOTS}
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _samples(
-    works: dict[str, Callable[[], float]], repeats: int, say: Say
-) -> dict[str, list[float]]:
-    """Samples in turn; those of the units again beside each of the others."""
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    turn = [x for c in SLOTS for x in ("forward", "backward", f"c = {c}")]
-    for work in works.values():
-        work()  # warms up
-    for k in range(repeats):
-        say(f"complexity: round {k + 1} of {repeats}")
-        for name in turn:
-            gc.collect()
-            samples[name].append(works[name]())
-    return samples
 
 
 def table(record: Record) -> str:

@@ -93,32 +93,55 @@ def free_bytes(device: torch.device) -> int:
 
     On the CPU: what the system says is available, or what is left under the limit of the control group
     that the process is in, whichever is less.
+
+    Raises:
+        InvalidValueError: If the system does not tell.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + held
-    found: list[int] = []
+    found = [x for x in (_available(), _left_in_group()) if x is not None]
+    if not found:
+        raise InvalidValueError(
+            "Share: this system does not tell how much memory is free; give memory= in bytes, "
+            'such as "256MiB"'
+        )
+    return max(0, min(found))
+
+
+def _available() -> int | None:
+    """What the system says is available."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found.append(1024 * int(text.split("MemAvailable:")[1].split()[0]))
-    except (OSError, IndexError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            most = Path(limit).read_text(encoding="ascii").strip()
-            now = Path(used).read_text(encoding="ascii").strip()
-            if most != "max":
-                found.append(int(most) - int(now))
-        except (OSError, ValueError):
-            continue
-    return max(0, min(found))
+        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _left_in_group() -> int | None:
+    """What is left under the limit of the control group, page cache that can be dropped included."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("0::/")[1].split()
+        folder = root / group[0] if group and (root / group[0]).is_dir() else root
+        most = (folder / "memory.max").read_text(encoding="ascii").strip()
+        now = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        dropped = int(dict(line.split() for line in lines).get("inactive_file", 0))
+        return None if most == "max" else int(most) - now + dropped
+    except (OSError, IndexError, ValueError):
+        pass
+    try:  # version 1
+        folder = root / "memory"
+        most = int((folder / "memory.limit_in_bytes").read_text(encoding="ascii"))
+        return most - int((folder / "memory.usage_in_bytes").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def size(n: float) -> str:

@@ -24,6 +24,10 @@ from odegrad.stepsize import AdaptiveStepSize, FixedStepSize
 __all__ = ["check_choices", "check_loss", "check_result", "checked_state", "checked_times"]
 
 
+_PIECE = 1 << 16
+"""How many numbers to look at at once."""
+
+
 def check_choices(
     f: object, scheme: object, stepsize: object, gradient: object, max_steps: object
 ) -> None:
@@ -136,7 +140,10 @@ def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
     for leaf in ys:
         if leaf.numel() == 0:
             continue
-        finite = torch.isfinite(leaf.detach()).reshape(len(times), -1).all(dim=1)
+        rows = leaf.detach().reshape(len(times), -1)
+        # Piece by piece: what `isfinite` takes on the way is as large as what it is given.
+        pieces = rows.split(max(1, _PIECE // rows.shape[1]))
+        finite = torch.cat([torch.isfinite(piece).all(dim=1) for piece in pieces])
         if not bool(finite.all()):
             j = int(torch.nonzero(~finite)[0])
             raise NonFiniteStateError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TypeAlias
@@ -116,14 +116,40 @@ class Tiered:
                 break
         yield from _tiered(reverse(list(stored), n, self.slots), free, stored)
 
-    def _places(self, n: int | None) -> list[Place]:
+    def _places(self, n: int | None) -> _Places:
         """All places: level by level of the stack if n is known, else the fastest first."""
-        tiers = [Tier.DEVICE] * self.device + [Tier.RAM] * self.ram + [Tier.DISK] * self.disk
         if n is None:
-            return list(enumerate(tiers))
-        busy = accesses(n, self.slots)
+            return _Places(self._tier)
+        busy = accesses(n, min(self.slots, max(1, n)))
         levels = sorted(range(len(busy)), key=lambda level: -busy[level])
-        return sorted(zip(levels, tiers, strict=False), key=lambda place: place[0])
+        tiers = dict(zip(levels, map(self._tier, range(len(levels))), strict=True))
+        return _Places(lambda k: tiers.get(k, Tier.DISK))
+
+    def _tier(self, k: int) -> Tier:
+        """The tier of the k-th place, the fastest first."""
+        if k < self.device:
+            return Tier.DEVICE
+        return Tier.RAM if k < self.device + self.ram else Tier.DISK
+
+
+class _Places:
+    """The free places, without a list of them: there may be very many."""
+
+    def __init__(self, tier: Callable[[int], Tier]) -> None:
+        self._tier, self._fresh = tier, 0
+        self._freed: list[int] = []
+
+    def take(self) -> Place:
+        """The free place with the lowest number."""
+        if self._freed:
+            k = heappop(self._freed)
+        else:
+            k, self._fresh = self._fresh, self._fresh + 1
+        return k, self._tier(k)
+
+    def give(self, place: Place) -> None:
+        """Frees a place."""
+        heappush(self._freed, place[0])
 
 
 def accesses(n: int, slots: int) -> list[int]:
@@ -171,17 +197,15 @@ def _level(lengths: Counter[int], free: int) -> tuple[int, Counter[int]]:
     return count, behind
 
 
-def _tiered(
-    actions: Iterable[Action], free: list[Place], stored: dict[int, Place]
-) -> Iterator[Action]:
-    """The actions with a place for every state, from the heap of those that are free."""
+def _tiered(actions: Iterable[Action], free: _Places, stored: dict[int, Place]) -> Iterator[Action]:
+    """The actions with a place for every state, of those that are free."""
     for action in actions:
         match action:
             case Store(i):
-                stored[i] = heappop(free)
+                stored[i] = free.take()
                 yield Store(i, stored[i][1])
             case Drop(i):
-                heappush(free, stored.pop(i))
+                free.give(stored.pop(i))
                 yield action
             case _:
                 yield action
