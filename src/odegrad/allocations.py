@@ -1,6 +1,6 @@
 """How much memory a computation needs: the peak of what it allocates.
 
-torch reports each allocation to its profilers. `peak_bytes` listens to them through the older of these
+On the CPU torch reports each allocation to its profilers. `peak_bytes` listens to them through the older of these
 (``torch.autograd.profiler_legacy``), which starts in microseconds and prints nothing; like all profilers
 it is a private matter of torch's, so that `traced_peak_bytes`, which follows the storages of all tensors
 through a dispatch mode, takes its place where it is missing, or where a profiler is running already. The
@@ -10,9 +10,8 @@ second does not see the scratch memory of single operations (convolutions have s
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +31,8 @@ def peak_bytes(thunk: Callable[[], object], device: torch.device, compiled: bool
         compiled: Whether it runs compiled code, whose allocations are not those of operations. Then it
             is run in a thread of its own if a profiler is active in this one.
     """
+    if device.type == "cuda":
+        return _cuda_peak_bytes(thunk, device)
     profiler = _profiler()
     if profiler is not None and compiled and torch.autograd._profiler_enabled():  # pyright: ignore
         with ThreadPoolExecutor(1) as other:
@@ -45,20 +46,20 @@ def peak_bytes(thunk: Callable[[], object], device: torch.device, compiled: bool
     finally:
         records: Any = disable()
     held = most = 0
-    for event in _in_order([thread for thread in records if thread]):
-        if event.kind() == "memory_alloc":
-            held += event.cpu_memory_usage() if device.type == "cpu" else event.cuda_memory_usage()
-            most = max(most, held)
+    for thread in records:  # on the CPU torch differentiates in the thread that asks for it
+        for event in thread:
+            if event.kind() == "memory_alloc":
+                held += event.cpu_memory_usage()
+                most = max(most, held)
     return most
 
 
-def _in_order(threads: Sequence[Any]) -> Iterable[Any]:
-    """The events of all threads (torch differentiates in others on CUDA), by their times."""
-    if len(threads) < 2:
-        return chain(*threads)
-    start = threads[0][0]
-    timed = (((start.cpu_elapsed_us(event), event) for event in thread) for thread in threads)
-    return (event for _, event in sorted(chain(*timed), key=lambda pair: pair[0]))
+def _cuda_peak_bytes(thunk: Callable[[], object], device: torch.device) -> int:
+    """The same on a CUDA device, from the statistics of torch's allocator, whose peak starts anew."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    thunk()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def traced_peak_bytes(thunk: Callable[[], object], device: torch.device) -> int:
