@@ -70,33 +70,28 @@ def _row(engine: str, compiled: bool, steps: int, memory: str, repeats: int, say
 
         return work
 
+    def plan() -> odegrad.Plan:
+        return odegrad.plan(*given, **options, gradient=budget, show=False)
+
     say(f"budget: {engine}, the plan")
-    plan: list[odegrad.Plan] = []
-
-    def rehearse() -> None:
-        plan.append(odegrad.plan(*given, **options, gradient=budget, show=False))
-
-    if compiled:
-        rehearse()  # compiling is not what is looked for
-        problem = WORKLOAD.build()
-        given = (problem.field, problem.y0, [0.0, WORKLOAD.t1])
-    rehearsal = profiled_peak(rehearse)
+    rehearsal = None if compiled else profiled_peak(plan)  # to compile takes more, and only once
+    found = plan()  # what is seen under a profiler is not remembered
     works = {"states": gradient(STATES), "budget": gradient(budget)}
     say(f"budget: {engine}, peaks")
     peaks: dict[str, int] = {}
     for name, work in works.items():
         if compiled:
             work()
-        peaks[name] = profiled_peak(work)  # which warms it up for what follows
+        peaks[name] = profiled_peak(work)
     timed = {name: partial(seconds, work) for name, work in works.items()}
     times = in_turn(timed, list(timed), repeats, lambda line: say(f"budget: {engine}, {line}"))
     ratios = [b / a for a, b in zip(times["states"], times["budget"], strict=True)]
     return {
         "engine": engine,
-        "schedule": f"{plan[-1].checkpoints}",
-        "recompute_factor": plan[-1].recompute_factor,
-        "budget": plan[-1].budget,
-        "predicted": plan[-1].peak_bytes,
+        "schedule": f"{found.checkpoints}",
+        "recompute_factor": found.recompute_factor,
+        "budget": found.budget,
+        "predicted": found.peak_bytes,
         "peak": peaks["budget"],
         "rehearsal_peak": rehearsal,
         "states_peak": peaks["states"],
@@ -127,6 +122,6 @@ def table(record: Record) -> str:
                 number(x["ratio"], ".3f"),
             ]
         )
-        rows.append([f"  its rehearsal, for {x['schedule']}", mib(x["rehearsal_peak"]), "", ""])
+        rows.append([f"  the rehearsal, for {x['schedule']}", mib(x["rehearsal_peak"]), "", ""])
     title = f"{record['workload']}, RK4, {record['steps']} steps"
     return f"{title}\n\n{aligned(['one gradient', 'peak, MiB', 'seconds', 'ratio'], rows)}"

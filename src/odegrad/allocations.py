@@ -1,6 +1,6 @@
 """How much memory a computation needs: the peak of what it allocates.
 
-On the CPU torch reports each allocation to its profilers. `peak_bytes` listens to them through the older of these
+On the CPU torch reports each allocation to its profilers. `peak_bytes` listens through the older of them
 (``torch.autograd.profiler_legacy``), which starts in microseconds and prints nothing; like all profilers
 it is a private matter of torch's, so that `traced_peak_bytes`, which follows the storages of all tensors
 through a dispatch mode, takes its place where it is missing, or where a profiler is running already. The
