@@ -112,7 +112,9 @@ class Programs:
     def rows(self, pull: Pullback | None) -> int:
         """The most steps in a chunk of the forward sweep."""
         kept = pull.kept if pull else ()
-        return _chunk(self.chunk_bytes, [*self._y, *self._carry, *kept])
+        # Of states alone fewer bytes gain as much: what they are for is not made at once.
+        most = self.chunk_bytes if kept else self.chunk_bytes // 8
+        return _chunk(most, [*self._y, *self._carry, *kept])
 
     def pulled_rows(self, pull: Pullback) -> int:
         """The most steps in a chunk of the backward sweep."""
