@@ -8,7 +8,7 @@ from odegrad.compiled.inductor import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import CHUNK_BYTES, Programs, Transposed
 from odegrad.compiled.pullback import Pullback
-from odegrad.compiled.tracing import NotCompilable
+from odegrad.compiled.tracing import NotCompilable, device_of
 
 __all__ = [
     "CHUNK_BYTES",
@@ -22,6 +22,7 @@ __all__ = [
     "Ticks",
     "Transposed",
     "constants",
+    "device_of",
     "prepare",
     "using_backend",
 ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from odegrad.compiled.tracing import device_of
 from odegrad.state import Leaves
 
 __all__ = ["SAME", "Deferred", "Plan", "Rows"]
@@ -51,7 +52,7 @@ class Rows:
         for stack in stacks:
             x = like[stack[0]]
             shape = (len(stack), size, *x.shape)
-            self.stacks[stack] = torch.empty(shape, dtype=x.dtype, device=x.device)
+            self.stacks[stack] = torch.empty(shape, dtype=x.dtype, device=device_of(x))
             found += self.stacks[stack].unbind()
         self.kinds: Leaves = tuple(found)
 

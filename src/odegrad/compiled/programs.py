@@ -20,7 +20,7 @@ from odegrad.compiled.controller import March, attempt
 from odegrad.compiled.inductor import Backend, current_backend, using_backend
 from odegrad.compiled.loop import Loop, Sizes, build
 from odegrad.compiled.pullback import Pullback, trace_pullback
-from odegrad.compiled.tracing import LOCK, Fakes
+from odegrad.compiled.tracing import LOCK, Fakes, device_of
 from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
@@ -107,7 +107,7 @@ class Programs:
 
     def new_carry(self) -> Leaves:
         """A cotangent of the carry that is zero."""
-        return tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in self._carry)
+        return tuple(torch.zeros(x.shape, dtype=x.dtype, device=device_of(x)) for x in self._carry)
 
     def rows(self, pull: Pullback | None) -> int:
         """The most steps in a chunk of the forward sweep."""

@@ -17,6 +17,7 @@ __all__ = [
     "LOCK",
     "Fakes",
     "NotCompilable",
+    "device_of",
     "depends_on",
     "extract",
     "first_line",
@@ -35,6 +36,14 @@ LOCK = threading.RLock()
 
 class NotCompilable(Exception):
     """Why something has to run without being compiled; never reaches the user."""
+
+
+def device_of(x: Tensor) -> torch.device:
+    """The device of a tensor, or the one that a stand-in stands for.
+
+    While another thread runs an operation on stand-ins of the same mode, `x.device` says "meta".
+    """
+    return getattr(x, "fake_device", None) or x.device
 
 
 class Fakes:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from odegrad.compiled import Programs, Pullback, Ticks
+from odegrad.compiled import Programs, Pullback, Ticks, device_of
 from odegrad.state import Leaves
 from odegrad.sweeps.run import Run
 
@@ -57,7 +57,7 @@ def padded(x: Tensor, size: int, device: torch.device) -> Tensor:
 
 def rows_like(leaves: Sequence[Tensor], size: int) -> Leaves:
     """Buffers with a row for each of so many steps."""
-    return tuple(torch.empty((size, *x.shape), dtype=x.dtype, device=x.device) for x in leaves)
+    return tuple(torch.empty((size, *x.shape), dtype=x.dtype, device=device_of(x)) for x in leaves)
 
 
 def take_steps(
