@@ -126,11 +126,15 @@ def _peaks(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def _times(axes: Any, record: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     slots = [x["slots"] for x in record["rows"]]
     axes.loglog(slots, [x["median_s"] for x in record["rows"]], "o", color=OURS, label="measured")
     model = [x["model_s"] for x in record["rows"]]
     axes.loglog(slots, model, "-", color=PEER, label="t(N, c) F + N (F + V)")
     axes.set_xticks(slots, [str(c) for c in slots], minor=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("stored states c")
     axes.set_title(f"seconds, Binomial(c), N = {record['steps']}", fontsize=10, loc="left")

@@ -33,10 +33,7 @@ def measure(effort: Effort, say: Say) -> Record:
     steps = QUICK_STEPS if effort.quick else STEPS
     memory = QUICK_MEMORY if effort.quick else MEMORY
     engines = {"eager": False} | ({} if effort.quick else {"compiled": True})
-    rows = [
-        _row(name, compiled, steps, memory, effort.repeats, say)
-        for name, compiled in engines.items()
-    ]
+    rows = [_row(name, compiled, steps, memory, effort, say) for name, compiled in engines.items()]
     checks: list[Check] = []
     for x in rows:
         name, budget = x["engine"], x["budget"] / MIB
@@ -51,7 +48,7 @@ def measure(effort: Effort, say: Say) -> Record:
     }
 
 
-def _row(engine: str, compiled: bool, steps: int, memory: str, repeats: int, say: Say) -> Record:
+def _row(engine: str, compiled: bool, steps: int, memory: str, effort: Effort, say: Say) -> Record:
     problem = WORKLOAD.build()
     given = (problem.field, problem.y0, [0.0, WORKLOAD.t1])
     budget = odegrad.Discrete(memory=memory)
@@ -74,7 +71,8 @@ def _row(engine: str, compiled: bool, steps: int, memory: str, repeats: int, say
         return odegrad.plan(*given, **options, gradient=budget, show=False)
 
     say(f"budget: {engine}, the plan")
-    rehearsal = None if compiled else profiled_peak(plan)  # to compile takes more, and only once
+    # To compile takes more, and only once.
+    rehearsal = None if compiled or effort.quick else profiled_peak(plan)
     found = plan()  # what is seen under a profiler is not remembered
     works = {"states": gradient(STATES), "budget": gradient(budget)}
     say(f"budget: {engine}, peaks")
@@ -84,7 +82,9 @@ def _row(engine: str, compiled: bool, steps: int, memory: str, repeats: int, say
             work()
         peaks[name] = profiled_peak(work)
     timed = {name: partial(seconds, work) for name, work in works.items()}
-    times = in_turn(timed, list(timed), repeats, lambda line: say(f"budget: {engine}, {line}"))
+    times = in_turn(
+        timed, list(timed), effort.repeats, lambda line: say(f"budget: {engine}, {line}")
+    )
     ratios = [b / a for a, b in zip(times["states"], times["budget"], strict=True)]
     return {
         "engine": engine,
