@@ -22,7 +22,7 @@ MOST = 64 * MIB
 
 
 def _jobs(effort: Effort) -> list[Job]:
-    """What is solved; RK4 step by step takes most of an hour."""
+    """What is solved; eager RK4, which takes longest, only with everything."""
     n = QUICK_STEPS if effort.quick else STEPS
     jobs = [Job("Euler", n, MEMORY, compiled=False, warm_up=10)]
     if effort.quick:

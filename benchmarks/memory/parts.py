@@ -24,7 +24,7 @@ class Effort:
     Arguments:
         quick: Whether small problems will do, to see that everything runs.
         repeats: Rounds of timing.
-        everything: Whether to measure what takes an hour, too.
+        everything: Whether to measure what takes longest, too.
     """
 
     quick: bool = False

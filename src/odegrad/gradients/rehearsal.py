@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from odegrad.allocations import peak_bytes
-from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Keep, Rewind, StoreAll
+from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
 from odegrad.storage import DEVICE_ROWS, IN_FLIGHT
@@ -39,7 +39,8 @@ class Kind(NamedTuple):
     """What decides over the working set of a schedule.
 
     Attributes:
-        shape: ``"all"`` steps on the tape, ``"block"`` by block, ``"unit"``: step by step without a tape,
+        shape: ``"all"`` steps on the tape, ``"block"`` by block, ``"starts"`` the
+            same with the start of every block stored, ``"unit"``: step by step without a tape,
             or ``"rewind"``.
         keep: What the tape keeps.
     """
@@ -55,6 +56,9 @@ def kind_of(checkpoints: Checkpoints) -> Kind:
         return Kind("all", keep)
     if isinstance(checkpoints, Rewind):
         return Kind("rewind", None)
+    inner = checkpoints.schedule if isinstance(checkpoints, Blockwise) else None
+    if isinstance(checkpoints, Every) or isinstance(inner, StoreAll):
+        return Kind("starts", keep)
     return Kind("block" if keep is not None else "unit", keep)
 
 
@@ -228,6 +232,9 @@ class Rehearsal:
             return self._one(Binomial(2), 4)
         if kind.shape == "all":
             return self._two([(StoreAll(keep), m * k) for m in lengths])
+        if kind.shape == "starts":
+            every = [(Every(m * k, keep), 3 * m * k) for m in lengths]
+            return self._two(every)
         # Three blocks and one stored state: the first is taken again before the second is.
         return self._two([(Blockwise(Binomial(1), m * k, keep), 3 * m * k) for m in lengths])
 
