@@ -8,8 +8,8 @@ which makes all states of lower levels dispensable.
 
 No step is taken more often than the optimum for the number of steps that it turns out to be demands:
 r times, with C(c + r − 1, c) < N ≤ C(c + r, c). All together, with the last step counted on both
-sides, at most 1.2 times the t(N, c) + 1 steps of the optimum are taken for r ≤ 2 and c ≤ 40. Beyond, up to 10 times as many steps, it was at most 1.44
-times (c = 40, N = 900), and 1.04 to 1.09 times on average.
+sides, at most 1.2 times the t(N, c) + 1 steps of the optimum are taken for r ≤ 2 and c ≤ 40. Beyond, up
+to 10 times as many steps, it was at most 1.44 times (c = 40, N = 900), and 1.04 to 1.09 times on average.
 
 Wang, Moin & Iaccarino, Minimal repetition dynamic checkpointing algorithm for unsteady adjoint
 calculation, SIAM J. Sci. Comput. 31 (2009); Stumm & Walther, New algorithms for optimal online
