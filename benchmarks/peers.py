@@ -15,7 +15,8 @@ from benchmarks.plots import draw_peers
 from benchmarks.resident import Peak, measure_peak
 from benchmarks.tables import aligned, number
 from benchmarks.targets import targets_table
-from odegrad.bench import ENGINES, Results, System, Workload, digits, measure, ratio, size
+from odegrad.bench import ENGINES, Results, System, Workload, digits, measure, ratio
+from odegrad.budget import size
 from odegrad.stepsize import Steps
 
 __all__ = ["measured_before", "run"]

@@ -15,7 +15,8 @@ from benchmarks.resident import Peak, measure_peak
 from benchmarks.tables import aligned, number
 from benchmarks.targets import SLOPE, TARGETS, targets_table
 from odegrad import Discrete, Every
-from odegrad.bench import ENGINES, WORKLOADS, Engine, measure, size
+from odegrad.bench import ENGINES, WORKLOADS, Engine, measure
+from odegrad.budget import size
 from odegrad.stepsize import Steps
 
 __all__ = ["SCALING", "run", "slope"]

@@ -24,7 +24,8 @@ from odegrad.bench import (
     time_in_turn,
 )
 from odegrad.bench.kept import kept_bytes
-from odegrad.bench.report import digits, size, steps
+from odegrad.bench.report import digits, steps
+from odegrad.budget import size
 from odegrad.cli import main
 from odegrad.schemes import RK4
 

@@ -16,7 +16,7 @@ from odegrad.bench.engines import (
 from odegrad.bench.machine import Machine, describe_machine
 from odegrad.bench.measure import Result, Results, measure
 from odegrad.bench.odeint import TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT
-from odegrad.bench.report import digits, print_results, size
+from odegrad.bench.report import digits, print_results
 from odegrad.bench.systems import Counts, Prepared, System, differentiate, last
 from odegrad.bench.timing import SHORTEST_SAMPLE, Timing, ratio, time_in_turn
 from odegrad.bench.workloads import WORKLOADS, Problem, Workload
@@ -56,6 +56,5 @@ __all__ = [
     "measure",
     "print_results",
     "ratio",
-    "size",
     "time_in_turn",
 ]

@@ -10,9 +10,10 @@ from odegrad.bench.measure import Results
 from odegrad.bench.systems import Counts
 from odegrad.bench.timing import ratio
 from odegrad.bench.workloads import Workload
+from odegrad.budget import size
 from odegrad.stepsize import PID
 
-__all__ = ["digits", "print_listing", "print_results", "size", "steps"]
+__all__ = ["digits", "print_listing", "print_results", "steps"]
 
 
 def print_results(results: Sequence[Results], machine: Machine) -> None:
@@ -80,19 +81,3 @@ def digits(value: float) -> str:
         ('0.0123', '2907')
     """
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def size(n: float) -> str:
-    """A number of bytes for people.
-
-    Example:
-        >>> size(512), size(53720), size(3 * 2**30)
-        ('512 B', '52.5 KiB', '3.0 GiB')
-    """
-    if n < 1024:
-        return f"{n:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        n /= 1024
-        if n < 1024 or unit == "GiB":
-            break
-    return f"{n:.1f} {unit}"

@@ -58,9 +58,9 @@ class Advance(NamedTuple):
 
     `stop` = None means the end of the solve, which may not be known yet. State `stop` is current then.
 
-    With `every` = k the states start, start + k, … before the steps taken are stored on the way. With
-    `keep`, these steps are on the tape afterwards, in place of what was there; in the backward sweep no
-    state is current then.
+    With `every` = k, in the forward sweep only, the states start, start + k, … before the steps taken are
+    stored on the way. With `keep`, these steps are on the tape afterwards, in place of what was there; in
+    the backward sweep no state is current then.
     """
 
     start: int

@@ -52,12 +52,11 @@ class Blockwise:
                 "Blockwise: schedule must be a schedule such as StoreAll() or Binomial(8), "
                 f"received {self.schedule!r}"
             )
-        if isinstance(self._units, _Starts | StoreAll) or self.schedule.holds is Hold.LAST:
-            return
-        raise InvalidValueError(
-            "Blockwise: schedule must be StoreAll, Binomial, Online or Tiered, "
-            f"received {self.schedule!r}"
-        )
+        if not isinstance(self.schedule, StoreAll) and self.schedule.holds is not Hold.LAST:
+            raise InvalidValueError(
+                "Blockwise: schedule must be StoreAll, Binomial, Online or Tiered, "
+                f"received {self.schedule!r}"
+            )
 
     @property
     def _units(self) -> Checkpoints:

@@ -11,15 +11,14 @@ from odegrad.budget import Share, budget_bytes, check_budget
 from odegrad.checkpoints import Checkpoints, Keep, Rewind, StoreAll
 from odegrad.errors import InvalidTypeError, InvalidValueError, RandomFieldError
 from odegrad.gradients.base import Gradient, may_need_gradient, transformed
+from odegrad.gradients.choice import chosen
 from odegrad.gradients.node import apply, plainly
-from odegrad.gradients.planning import Plan, check_bounded, check_plan, chosen, planned
+from odegrad.gradients.planning import Plan, check_bounded, check_plan, planned
 from odegrad.gradients.rehearsal import Rehearsal, results_of
 from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks
 from odegrad.identity import owner
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
-from odegrad.sweeps.steps import fixed_grid
 
 __all__ = ["Discrete"]
 
@@ -146,22 +145,15 @@ class Discrete(Gradient):
         n_steps: int | None,
         counted: bool,
     ) -> Plan:
-        n = None
-        if isinstance(run.stepsize, FixedStepSize):
-            n = fixed_grid(run, run.stepsize).n_steps
-        outputs = 0 if run.loss is not None else len(run.times)
         checkpoints = self.checkpoints
         if checkpoints is None and budget is not None:
-            compiled = run.programs is not None
-            checkpoints = chosen(rehearsal, budget, n, outputs, compiled)
+            checkpoints = chosen(rehearsal, budget)
         checkpoints = checkpoints or StoreAll()
-        if budget is not None and n is None:
+        if budget is not None and rehearsal.n_steps is None:
             check_bounded(checkpoints, budget)
         if run.programs is not None:
             checkpoints = in_chunks(checkpoints, rehearsal.chunk(Keep.GRAPH))
-        expected = n_steps if n is None else n
-        known = n is not None
-        plan = planned(rehearsal, checkpoints, budget, expected, known, outputs, counted)
+        plan = planned(rehearsal, checkpoints, budget, n_steps, counted)
         check_plan(plan)
         return plan
 

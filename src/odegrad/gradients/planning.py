@@ -1,40 +1,18 @@
-"""Which schedule to run in a given memory, and what it will need.
-
-Among the schedules whose predicted peak is within the budget, the one that takes the fewest extra steps
-is chosen, counting a step taken again and a step whose transpose evaluates it again as one each:
-
-    every graph kept                             0
-    blocks of L steps, c starts of blocks        (N − L) + L (t(N/L, c) − (N/L − 1))
-    c states                                     N + t(N, c) − (N − 1)
-    c states, slopes of a step taken again       2 N + t(N, c) − (N − 1), in the memory of one evaluation
-
-t being the optimum of `odegrad.checkpoints.advances`. With an unknown number of steps, `Online` with as
-many states as there is room for.
-"""
+"""What a solve will keep, and what it will need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from odegrad.budget import size
-from odegrad.checkpoints import (
-    Advance,
-    Binomial,
-    Blockwise,
-    Checkpoints,
-    Keep,
-    Online,
-    StoreAll,
-    Unstep,
-    advances,
-)
+from odegrad.checkpoints import Advance, Binomial, Checkpoints, Keep, Unstep, advances
 from odegrad.errors import MemoryBudgetError
-from odegrad.gradients.rehearsal import Kind, Rehearsal, kind_of
+from odegrad.gradients.choice import MANY
+from odegrad.gradients.forecast import predicted_peak, working_set
+from odegrad.gradients.needs import kind_of
+from odegrad.gradients.rehearsal import Rehearsal
 
-__all__ = ["Plan", "check_bounded", "check_plan", "chosen", "planned"]
-
-_UNIT, _LEAN = Kind("unit", None), Kind("block", Keep.STAGES)
+__all__ = ["Plan", "check_bounded", "check_plan", "planned"]
 
 
 @dataclass(frozen=True)
@@ -95,9 +73,7 @@ def planned(
     rehearsal: Rehearsal,
     checkpoints: Checkpoints,
     budget: int | None,
-    n: int | None,
-    known: bool,
-    outputs: int,
+    n_steps: int | None,
     counted: bool,
 ) -> Plan:
     """What a schedule will need.
@@ -106,40 +82,37 @@ def planned(
         rehearsal: Knows what steps need.
         checkpoints: The schedule.
         budget: The bytes allowed, or None.
-        n: The number of steps, or what it may be; None if there is no idea.
-        known: Whether it is certain.
-        outputs: How many states are put out.
+        n_steps: How many steps to expect where that is not known in advance, or None.
         counted: Whether to count evaluations: that walks through the schedule.
     """
-    needs = rehearsal.needs(kind_of(checkpoints))
-    peak, disk, most = None, 0, n if n is not None else _MANY
+    known, n = rehearsal.n_steps is not None, n_steps
+    if rehearsal.n_steps is not None:
+        n = rehearsal.n_steps
+    most = MANY if n is None else n
+    peak, disk, factor = None, 0, None
     if n is not None or _bounded(checkpoints):
-        peak = rehearsal.predicted(checkpoints, most, known, outputs)
+        peak = predicted_peak(rehearsal, checkpoints, most)
         disk = checkpoints.bounds(most, known).disk * rehearsal.state
+    if n is not None and counted:
+        factor = 1.0 + _extra(checkpoints, n, known) / n
     return Plan(
         checkpoints=checkpoints,
         n_steps=n,
-        n_outputs=outputs,
+        n_outputs=0 if rehearsal.run.loss is not None else len(rehearsal.run.times),
         budget=budget,
         state_bytes=rehearsal.state,
-        output_bytes=2 * outputs * rehearsal.output,
-        row_bytes=needs.row,
-        working_bytes=rehearsal.working(checkpoints, most, known),
+        output_bytes=rehearsal.outputs,
+        row_bytes=rehearsal.needs(kind_of(checkpoints)).row,
+        working_bytes=working_set(rehearsal, checkpoints, most),
         peak_bytes=peak,
         disk_bytes=disk,
-        recompute_factor=None
-        if n is None or not counted
-        else 1.0 + _extra(checkpoints, n, known) / n,
+        recompute_factor=factor,
     )
-
-
-_MANY = 1 << 40
-"""More steps than any solve takes."""
 
 
 def _bounded(checkpoints: Checkpoints) -> bool:
     """Whether what is kept does not grow with the number of steps."""
-    return sum(checkpoints.bounds(_MANY, known=False)[:4]) < _MANY >> 20
+    return sum(checkpoints.bounds(MANY, known=False)[:4]) < MANY >> 20
 
 
 def _extra(checkpoints: Checkpoints, n: int, known: bool) -> int:
@@ -187,100 +160,3 @@ def check_plan(plan: Plan) -> None:
             f"{plan.checkpoints} needs {size(plan.peak_bytes)}, memory allows {size(plan.budget)}: "
             "leave checkpoints out to have a schedule chosen, or raise memory"
         )
-
-
-def chosen(
-    rehearsal: Rehearsal, budget: int, n: int | None, outputs: int, compiled: bool
-) -> Checkpoints:
-    """The schedule that takes the fewest extra steps within a budget.
-
-    Raises:
-        MemoryBudgetError: If none keeps to it.
-    """
-    best: tuple[float, int, Checkpoints] | None = None
-    least: int | None = None
-    for extra, checkpoints, smallest in _candidates(rehearsal, budget, n, outputs, compiled):
-        steps = _MANY if n is None else n
-        peak = rehearsal.predicted(checkpoints, steps, n is not None, outputs)
-        if peak > budget:
-            least = min(least or peak, peak) if smallest else least
-        elif best is None or (extra, peak) < best[:2]:
-            best = (extra, peak, checkpoints)
-            if extra == 0:
-                break
-    if best is not None:
-        return best[2]
-    raise MemoryBudgetError(_too_little(rehearsal, budget, least, outputs))
-
-
-def _too_little(rehearsal: Rehearsal, budget: int, least: int | None, outputs: int) -> str:
-    needed = "more" if least is None else f"at least {size(1.02 * least)}"
-    out = 2 * outputs * rehearsal.output
-    message = (
-        f"memory={size(budget)} is too little: the gradient of this solve needs {needed}. "
-        f"The {outputs} outputs with their cotangents take {size(out)} of it, a state "
-        f"{size(rehearsal.state)}; the rest is the working set of one step. "
-    )
-    if 2 * out > budget:
-        return message + "Use loss_at, which puts out no states, or raise memory"
-    return message + "Raise memory, or split the batch"
-
-
-def _candidates(
-    rehearsal: Rehearsal, budget: int, n: int | None, outputs: int, compiled: bool
-) -> Iterator[tuple[float, Checkpoints, bool]]:
-    """(extra steps, schedule, whether it is the smallest of its kind)."""
-    few = n is not None
-    if n is not None and not compiled:
-        few = n * rehearsal.step_graph < 2 * budget
-    if few and rehearsal.fits(Kind("all", Keep.GRAPH), budget):
-        yield 0, StoreAll(Keep.GRAPH), False
-    for kind in _kinds(compiled):
-        if not rehearsal.fits(kind, budget):
-            continue
-        needs = rehearsal.needs(kind)
-        fixed = 2 * outputs * rehearsal.output + needs.work
-        chunk, most = rehearsal.chunk(kind.keep), (budget - fixed) // max(1, needs.row)
-        for length in _lengths(kind, n, most, chunk):
-            tape = 0 if kind.keep is None else -(-length // chunk) * needs.row
-            free = (budget - fixed - tape) // max(1, rehearsal.state) - 1
-            slots = max(1, free)
-            smallest = slots == 1 and length == chunk
-            if n is None:
-                schedule: Checkpoints = Online(slots)
-                extra = {None: 1.0, Keep.GRAPH: 1.0, Keep.STATE: 2.0, Keep.STAGES: 2.0}[kind.keep]
-            else:
-                blocks = -(-n // length)
-                slots = min(slots, max(1, blocks - 1))
-                schedule = Binomial(slots)
-                extra = length * (advances(blocks, slots) - (blocks - 1)) + _once(kind, n, length)
-            if kind.keep is not None:
-                schedule = Blockwise(schedule, length, kind.keep)
-            yield extra, schedule, smallest
-
-
-def _once(kind: Kind, n: int, length: int) -> int:
-    """The evaluations of steps, besides those that a schedule of blocks or states takes."""
-    if kind.keep is None:
-        return n
-    return max(0, n - length) + (0 if kind.keep is Keep.GRAPH else n)
-
-
-def _kinds(compiled: bool) -> tuple[Kind, ...]:
-    if compiled:
-        return Kind("block", Keep.GRAPH), Kind("block", Keep.STATE)
-    return Kind("block", Keep.GRAPH), _UNIT, _LEAN
-
-
-def _lengths(kind: Kind, n: int | None, most: int, chunk: int) -> list[int]:
-    """Lengths of blocks to consider, of which the tape holds at most `most` rows."""
-    if n is None or kind.keep is None or kind.keep is Keep.STAGES:
-        return [chunk]
-    return [k * chunk for k in _spread(max(1, most), -(-n // chunk))]
-
-
-def _spread(most: int, n: int) -> list[int]:
-    """Numbers from 1 to `most`: all small ones, and those that divide n well."""
-    found = set(range(1, 65)) | {-(-n // m) for m in range(1, 65)}
-    found |= {int(1.25**k) for k in range(20, 100)}
-    return sorted(x for x in found if x <= min(most, n))

@@ -8,7 +8,7 @@ working set that does not depend on the number of steps:
 with T D_y the outputs and as much again for their cotangents, D a state with its carry, R what the tape
 keeps of a step, and W the most that the sweeps hold besides: the graphs and cotangents of one transposed
 step, the sums of the parameter gradient, copies of states. D follows from shapes. R and W come from the
-peaks of two rehearsals of different length, which run the real sweeps on a few steps at the start of the
+peaks of rehearsals of different length, which run the real sweeps on a few steps at the start of the
 solve and count all that torch allocates.
 """
 
@@ -16,63 +16,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.gradients.needs import Kind, Needs
 from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
-from odegrad.storage import DEVICE_ROWS, IN_FLIGHT
+from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run, Stats
-from odegrad.sweeps.graphs import STRETCH
-from odegrad.sweeps.saved import Meter
+from odegrad.sweeps.saved import step_graph_bytes
+from odegrad.sweeps.steps import fixed_grid
 
-__all__ = ["Kind", "Needs", "Rehearsal", "kind_of", "results_of"]
-
-
-class Kind(NamedTuple):
-    """What decides over the working set of a schedule.
-
-    Attributes:
-        shape: ``"all"`` steps on the tape, ``"block"`` by block, ``"starts"`` the
-            same with the start of every block stored, ``"unit"``: step by step without a tape,
-            or ``"rewind"``.
-        keep: What the tape keeps.
-    """
-
-    shape: str
-    keep: Keep | None
-
-
-def kind_of(checkpoints: Checkpoints) -> Kind:
-    """The kind of a schedule."""
-    keep = checkpoints.bounds(1, known=True).keep
-    if isinstance(checkpoints, StoreAll):
-        return Kind("all", keep)
-    if isinstance(checkpoints, Rewind):
-        return Kind("rewind", None)
-    inner = checkpoints.schedule if isinstance(checkpoints, Blockwise) else None
-    if isinstance(checkpoints, Every) or isinstance(inner, StoreAll):
-        return Kind("starts", keep)
-    return Kind("block" if keep is not None else "unit", keep)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the steps of one kind need, in bytes.
-
-    Attributes:
-        row: What the tape keeps of a step (of the compiled engine: of a chunk of steps).
-        work: The working set.
-    """
-
-    row: int
-    work: int
+__all__ = ["Rehearsal", "results_of"]
 
 
 Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves], None]
@@ -110,9 +71,12 @@ class Rehearsal:
         budget: The bytes allowed, or None.
 
     Attributes:
+        run: As given, like y0, chunk, retained.
+        device: Where the state is.
         state: D.
-        output: D_y, 0 if no states are put out.
-        chunk: As given.
+        outputs: 2 T D_y, 0 if no states are put out.
+        sums: The bytes of the parameter gradient.
+        n_steps: The number of steps, None if it is not known in advance.
     """
 
     def __init__(
@@ -129,141 +93,115 @@ class Rehearsal:
         retained: bool,
         budget: int | None,
     ) -> None:
-        self._run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
-        self._y0 = tuple(x.detach() for x in y0)
-        self.chunk, self._key = chunk, key
-        snapshot = run.field.snapshot()
-        carry = self._carry()
-        self.state = nbytes((*y0, *carry)) + (0 if snapshot is None else snapshot.nbytes)
-        self._sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
-        self.output = nbytes(y0) if run.loss is None else 0
-        self._results, self._retained, self._budget = known, retained, budget
-        self._wanted = wanted[: len(p)]
+        self.run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
+        self.y0 = tuple(x.detach() for x in y0)
+        self.device = y0[0].device
+        self.chunk, self.retained, self._budget = chunk, retained, budget
+        self._results, self._key, self._wanted = known, key, wanted[: len(p)]
+        self.n_steps: int | None = None
+        if isinstance(run.stepsize, FixedStepSize):
+            self.n_steps = fixed_grid(run, run.stepsize).n_steps
+        self.state = self._remembered("state", self._state_bytes)
+        self.outputs = 2 * len(run.times) * self._output
+        self.sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
+
+    @property
+    def _output(self) -> int:
+        """D_y, 0 if no states are put out."""
+        return nbytes(self.y0) if self.run.loss is None else 0
+
+    def is_dense(self, keep: Keep | None) -> bool:
+        """Whether a rehearsal has a label after every step, since about every step of the solve has one.
+
+        Not with streamed losses and graphs: of these labels only those of one stretch count at a time.
+        """
+        labels = len(self.run.times) - 1
+        if labels < 2 or (self.run.loss is not None and keep is Keep.GRAPH):
+            return False
+        return self.n_steps is None or 2 * labels >= self.n_steps
 
     def needs(self, kind: Kind) -> Needs:
         """What the steps of a kind need."""
-        compiled = self._run.programs is not None
+        compiled = self.run.programs is not None
         lengths = (2, 3) if compiled else (4, 5)
         if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
-            lengths = (4, 5) if 6 * self.step_graph <= self._budget else (1, 2)
-        key = (self._key, kind, lengths)
+            lengths = (4, 5) if 6 * self.step_graph <= self._budget else (2, 3)
+        key = (self._key, kind, lengths, self.is_dense(kind.keep))
         found = self._results.get(key)
         if found is None:
             found = self._measured(kind, lengths)
-            if torch.autograd._profiler_enabled() and not compiled:  # pyright: ignore
-                return found  # not seen by the same means
-            while len(self._results) >= _MOST_KNOWN:
-                del self._results[next(iter(self._results))]
-            self._results[key] = found
+            # Under a profiler it was not seen by the same means.
+            if compiled or not torch.autograd._profiler_enabled():  # pyright: ignore
+                self._remember(key, found)
         return found
 
-    def predicted(self, checkpoints: Checkpoints, n: int, known: bool, outputs: int) -> int:
-        """The peak, in bytes, of a solve in n steps with so many outputs."""
-        bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
-        states = bounds.device + bounds.held
-        if self._y0[0].device.type == "cpu":
-            states += bounds.ram + (IN_FLIGHT if bounds.disk else 0)
-        elif bounds.ram:
-            states += DEVICE_ROWS
-        if self._retained and checkpoints.holds is not None:
-            states += bounds.device  # what is stored again takes new room
-        rows = -(-bounds.tape // self.chunk(bounds.keep))
-        kept = 2 * outputs * self.output + states * self.state + rows * needs.row
-        return kept + self.working(checkpoints, n, known)
+    def _remember(self, key: Hashable, found: Needs) -> None:
+        while len(self._results) >= _MOST_KNOWN:
+            del self._results[next(iter(self._results))]
+        self._results[key] = found
 
-    def working(self, checkpoints: Checkpoints, n: int, known: bool) -> int:
-        """The working set of such a solve."""
-        bounds, needs = checkpoints.bounds(n, known), self.needs(kind_of(checkpoints))
-        more = needs.work
-        if bounds.keep is Keep.GRAPH and self._run.monitor is not None:
-            more += bounds.tape * nbytes(self._y0)  # states to be shown
-        if bounds.keep is Keep.GRAPH and self._run.loss is not None:
-            # The cotangents of all labels in the stretch of graphs that is pulled back.
-            more += min(len(self._run.times), bounds.tape, STRETCH) * nbytes(self._y0)
-        if checkpoints == StoreAll(Keep.GRAPH) and self._run.programs is None and n > STRETCH:
-            # The sums of the parameter gradient, once the first stretch is gone.
-            last = (n - 1) % STRETCH + 1
-            more += max(0, self._sums - last * needs.row)
-        return more
+    def _remembered(self, what: str, measure: Callable[[], int]) -> int:
+        """A number that is measured once."""
+        key = (self._key, what)
+        if key not in self._results:
+            self._remember(key, Needs(measure(), 0))
+        return self._results[key].row
 
     def fits(self, kind: Kind, budget: int) -> bool:
         """Whether a rehearsal of this kind may fit into a budget: a guess."""
-        if self._run.programs is not None or kind.keep is Keep.STAGES:
+        if self.run.programs is not None or kind.keep is Keep.STAGES:
             return True
-        return (1 if kind.keep is None else 2) * self.step_graph <= budget
+        return (1 if kind.keep is None else 3) * self.step_graph <= budget
 
     @cached_property
     def step_graph(self) -> int:
         """About what the graphs of one step save: those of one evaluation, times their number."""
-        key = (self._key, "graph")
-        if key not in self._results:
-            self._results[key] = Needs(self._measured_graph(), 0)
-        return self._results[key].row
-
-    def _measured_graph(self) -> int:
-        run, field, before = self._run, self._run.field, self._run.field.evaluations
-        snapshot, p = field.snapshot(), field.own(self._p, self._wanted)
-        try:
-            with torch.no_grad():
-                field.bound(p, lambda: self._step(p))
-            count = field.evaluations - before
-            meter = Meter(p)
-            with torch.enable_grad():
-                y = tuple(x.detach().requires_grad_() for x in self._y0)
-                meter.measure(field.bound(p, lambda: field(run.times[0], y, p)))
-            return count * meter.nbytes(1)
-        finally:
-            field.evaluations = before
-            field.forget()
-            if snapshot is not None:
-                snapshot.restore()
-
-    def _step(self, p: Leaves) -> None:
-        run, t = self._run, self._run.times
-        dt = 1e-3 * (t[-1] - t[0])
-        carry = run.scheme.init(run.field, t[0], self._y0, p)
-        run.scheme.step(run.field, t[0], dt, self._y0, carry, p)
+        p = self.run.field.own(self._p, self._wanted)
+        return self._remembered("graph", lambda: step_graph_bytes(self.run, self.y0, p))
 
     def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
-        if kind.shape == "rewind":
-            return self._one(Rewind(), 3)
         if keep is None:
-            return self._one(Binomial(2), 4)
-        if kind.shape == "all":
-            return self._two([(StoreAll(keep), m * k) for m in lengths])
-        if kind.shape == "starts":
-            every = [(Every(m * k, keep), 3 * m * k) for m in lengths]
-            return self._two(every)
-        # Three blocks and one stored state: the first is taken again before the second is.
-        return self._two([(Blockwise(Binomial(1), m * k, keep), 3 * m * k) for m in lengths])
-
-    def _one(self, checkpoints: Checkpoints, n: int) -> Needs:
-        bounds = checkpoints.bounds(n, known=True)
-        peak = self._peak(checkpoints, n)[0] - 2 * self._n_times * self.output
-        return Needs(0, peak - (bounds.device + bounds.held) * self.state)
-
-    def _two(self, pair: Sequence[tuple[Checkpoints, int]]) -> Needs:
-        """Two that differ by one row of the tape, and in nothing else."""
-        (first, kept), (second, more) = (self._peak(*x) for x in pair)
+            # Up to four steps are taken again in a row: what they hold does not grow any more then.
+            checkpoints, n = (Rewind(), 5) if kind.shape == "rewind" else (Binomial(1), 6)
+            return Needs(0, self._beyond_states(checkpoints, n)[0])
+        makes: dict[str, Callable[[int], tuple[Checkpoints, int]]] = {
+            "all": lambda m: (StoreAll(keep), m),
+            "starts": lambda m: (Every(m, keep), 3 * m),
+            # One stored state, from which steps are taken again before those of a block are.
+            "block": lambda m: (Blockwise(Binomial(1), m, keep), (6 if m == k else 3) * m),
+        }
+        found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, *lengths)}
+        (first, kept), (second, more) = (found[m] for m in lengths)
         # A peak of few rows may lie where none is left: what was kept tells the row then.
-        row, bounds = max(second - first, more - kept, 0), pair[1][0].bounds(pair[1][1], known=True)
-        rest = 2 * self._n_times * self.output + (bounds.device + bounds.held) * self.state
-        return Needs(row, second - rest - bounds.tape // self.chunk(bounds.keep) * row)
+        row = max(second - first, more - kept, 0)
+        return Needs(row, max(peak - m * row for m, (peak, _) in found.items()))
 
-    @property
-    def _n_times(self) -> int:
-        """How many landing times a rehearsal has: one inside if the solve has."""
-        return min(3, len(self._run.times))
+    def _beyond_states(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
+        """The peak of a rehearsal, and what it kept, without outputs and stored states."""
+        bounds = checkpoints.bounds(n, known=True)
+        peak, kept = self._peak(checkpoints, n)
+        states = (bounds.device + bounds.held) * self.state
+        outputs = 2 * self._n_times(n, bounds.keep) * self._output
+        return peak - outputs - states, kept - states
+
+    def _n_times(self, n: int, keep: Keep | None) -> int:
+        """How many landing times a rehearsal of n steps has."""
+        return n + 1 if self.is_dense(keep) else min(3, len(self.run.times))
+
+    def _state_bytes(self) -> int:
+        """D, with the generators and buffers that are kept beside each state."""
+        snapshot = self.run.field.snapshot()
+        return nbytes((*self.y0, *self._carry())) + (0 if snapshot is None else snapshot.nbytes)
 
     def _carry(self) -> Leaves:
-        run = self._run
+        run = self.run
         if len(run.times) < 2:
             return ()
         evaluations, snapshot = run.field.evaluations, run.field.snapshot()
         with torch.no_grad():
             carry = run.field.bound(
-                self._p, lambda: run.scheme.init(run.field, run.times[0], self._y0, self._p)
+                self._p, lambda: run.scheme.init(run.field, run.times[0], self.y0, self._p)
             )
         run.field.evaluations = evaluations
         if snapshot is not None:
@@ -272,14 +210,17 @@ class Rehearsal:
 
     def _peak(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
         """The peak of a solve in n short steps, from the initial state on, and what was kept of it."""
-        run, field = self._run, self._run.field
+        run, field = self.run, self.run.field
         span = run.times[-1] - run.times[0]
-        # With a landing after the first step: not at the end of a chunk of steps.
-        fractions = (0.0, 1e-3 / n, 1e-3) if self._n_times == 3 else (0.0, 1e-3)
-        segments = (Uniform(1), Uniform(max(1, n - 1))) if self._n_times == 3 else (Uniform(n),)
+        labels = self._n_times(n, checkpoints.bounds(n, known=True).keep)
+        # With a label inside, but for the last, it is after the first step: not at the end of a chunk.
+        segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}.get(
+            labels, tuple(Uniform(1) for _ in range(n))
+        )
+        ends = accumulate((len(x) for x in segments), initial=0)
         rehearsed = replace(
             run,
-            times=tuple(run.times[0] + span * x for x in fractions),
+            times=tuple(run.times[0] + span * 1e-3 * i / n for i in ends),
             stepsize=Grid(segments),
             max_steps=None,
             monitor=None,
@@ -291,9 +232,9 @@ class Rehearsal:
         counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
 
         def both() -> None:
-            y = self._y0
+            y = self.y0
             if run.loss is None:
-                grads = tuple(x.new_zeros((self._n_times, *x.shape)) for x in y)
+                grads = tuple(x.new_zeros((labels, *x.shape)) for x in y)
             else:
                 one = torch.ones((), dtype=field.time_dtype, device=field.device)
                 grads = (one, *(torch.ones_like(x) for x in y[field.n_state :]))
@@ -302,7 +243,7 @@ class Rehearsal:
         try:
             both()  # what is allocated once, and never again, is not what is looked for
             field.forget()
-            peak = peak_bytes(both, self._y0[0].device, run.programs is not None)
+            peak = peak_bytes(both, self.y0[0].device, run.programs is not None)
             return peak, rehearsed.stats.peak_bytes or 0
         finally:
             field.evaluations, field.transposes = counts

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
 from odegrad.gradients.base import landing_times
 from odegrad.gradients.node import Rule
 from odegrad.grid import Clock, stack_times
 from odegrad.state import Leaves, OptionalLeaves
-from odegrad.sweeps import Kept, Landings, Run, backward, forward
+from odegrad.sweeps import Cotangents, Kept, Landings, Run, backward, forward
 from odegrad.sweeps.forward import replay
 
 if TYPE_CHECKING:
@@ -31,50 +32,31 @@ def eager_rule(
 
     Which of p and ts may need a cotangent has to be known before a forward sweep that keeps graphs.
     """
-    bounds = checkpoints.bounds(1, known=True)
-    graphs = bounds.keep is Keep.GRAPH
+    graphs = checkpoints.bounds(1, known=True).keep is Keep.GRAPH
     again = not (isinstance(checkpoints, StoreAll) and graphs) or run.loss is not None
-    left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
 
-    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
+    def ahead(y0: Leaves, p: Leaves, ts: Tensor) -> tuple[Leaves, Kept | None]:
         landings: Landings = run.times
         if graphs:
             p = run.field.own(p, wanted[:-1])
             if wanted[-1]:
                 landings = tuple(x.detach().requires_grad_() for x in landing_times(ts))
         sweep = run.repeatable if again else run.observed
-        outputs, kept = sweep(p, lambda: forward(run, y0, p, landings, checkpoints))
+        found = sweep(p, lambda: forward(run, y0, p, landings, checkpoints))
         run.mark()
-        assert kept is not None
-        tensors = kept.tensors()
-        left.append((kept, kept.forget_data()))
-        return outputs, tensors
+        return found
 
-    def transpose(
-        inputs: Leaves,
-        tensors: Leaves,
-        grads: OptionalLeaves,
-        needs: Sequence[bool],
-        retain: bool,
-    ) -> OptionalLeaves:
-        assert all(w or not need for w, need in zip(wanted, needs[n_y:], strict=True))
-        if again:
-            run.check_unchanged()
-        y0, ts = inputs[:n_y], inputs[-1]
-        p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
-        landings = landing_times(ts).detach() if needs[-1] else None
-        kept = left[0][0].with_tensors(tensors, left[0][1], retain)
+    def back(given: _Backward) -> Cotangents:
+        landings = landing_times(given.ts).detach() if given.needs[-1] else None
+        y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
         found = run.field.bound(
-            p, lambda: backward(run, y0, p, landings, checkpoints, kept, grads, retain)
+            p, lambda: backward(run, y0, p, landings, checkpoints, kept, given.grads, retain)
         )
         if again:
             run.mark()
-        grad_ts = stack_times(found.times, ts) if needs[-1] else None
-        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
-        return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
+        return found
 
-    return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
+    return _rule(run, n_y, ahead, back, run.check_unchanged if again else None)
 
 
 def _keeps_graphs(checkpoints: Checkpoints) -> bool:
@@ -101,23 +83,63 @@ def compiled_rule(
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
 
-    left: list[tuple[Kept, list[int]]] = []  # places only
     keeps = _keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
     pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps)
     checkpoints = in_chunks(checkpoints, programs.rows(pull))
+    loss = run.loss
 
-    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
-        y0, p = inputs[:n_y], inputs[n_y:-1]
+    def ahead(y0: Leaves, p: Leaves, ts: Tensor) -> tuple[Leaves, Kept | None]:
+        del ts
 
         def sweep() -> tuple[Leaves, Kept | None]:
             return compiled.forward(run, programs, y0, p, checkpoints, pull)
 
-        # f draws no random numbers, as its graph has none; the loss may.
-        outputs, kept = sweep() if run.loss is None else run.repeatable(p, sweep)
-        if run.loss is not None:  # what f reads is given to its graph, and saved by autograd
-            run.loss.mark()
+        if loss is None:  # the graph of f draws no random numbers, and what it reads is given to it
+            return sweep()
+        found = run.repeatable(p, sweep)
+        loss.mark()
+        return found
+
+    def back(given: _Backward) -> Cotangents:
+        # What was kept is for all that may need a gradient; else only what does is computed.
+        used, needs = pull, given.needs
+        if not keeps:
+            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
+        landings = landing_times(given.ts).detach() if used.timed else None
+        y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
+        return compiled.backward(
+            run, programs, y0, p, landings, checkpoints, used, kept, given.grads, retain
+        )
+
+    return _rule(run, n_y, ahead, back, None if loss is None else loss.check_unchanged)
+
+
+class _Backward(NamedTuple):
+    """What a backward sweep is given."""
+
+    y0: Leaves
+    p: Leaves
+    ts: Tensor
+    kept: Kept
+    grads: OptionalLeaves
+    needs: Sequence[bool]
+    retain: bool
+
+
+def _rule(
+    run: Run,
+    n_y: int,
+    ahead: Callable[[Leaves, Leaves, Tensor], tuple[Leaves, Kept | None]],
+    back: Callable[[_Backward], Cotangents],
+    check: Callable[[], None] | None,
+) -> Rule:
+    """The rule of two sweeps, of which the second begins with a check."""
+    left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
+
+    def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
+        outputs, kept = ahead(inputs[:n_y], inputs[n_y:-1], inputs[-1])
         assert kept is not None
         tensors = kept.tensors()
         left.append((kept, kept.forget_data()))
@@ -130,19 +152,12 @@ def compiled_rule(
         needs: Sequence[bool],
         retain: bool,
     ) -> OptionalLeaves:
-        if run.loss is not None:
-            run.loss.check_unchanged()
+        if check is not None:
+            check()
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)
-        # What was kept is for all that may need a gradient; else only what does is computed.
-        used = pull
-        if not keeps:
-            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
-        landings = landing_times(ts).detach() if used.timed else None
-        found = compiled.backward(
-            run, programs, y0, p, landings, checkpoints, used, kept, grads, retain
-        )
+        found = back(_Backward(y0, p, ts, kept, grads, needs, retain))
         grad_ts = stack_times(found.times, ts) if needs[-1] else None
         cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from typing import TypeAlias
 __all__ = ["Job", "Worker"]
 
 
-class Job:
+class Job(ABC):
     """Something to do, once; subclasses say what.
 
     Attributes:
@@ -31,9 +32,9 @@ class Job:
         self._done = threading.Lock()  # released at the end
         self._done.acquire()
 
+    @abstractmethod
     def work(self) -> None:
         """Does it, in the background."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Does it, and keeps the error."""

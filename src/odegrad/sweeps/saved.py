@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from odegrad.reach import MOST_NODES
+from odegrad.state import Leaves
+from odegrad.sweeps.run import Run
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "step_graph_bytes"]
 
 
 class Meter:
@@ -62,6 +64,39 @@ class Meter:
         if not self._sizes:
             return 0
         return self._sizes[0] + (steps - 1) * self._sizes[-1]
+
+
+def step_graph_bytes(run: Run, y0: Leaves, p: Leaves) -> int:
+    """About what the graphs of one step save: those of one evaluation of f, times their number.
+
+    It leaves no mark on the field, and holds no more than the graph of one evaluation.
+
+    Arguments:
+        run: The solve; its first step counts.
+        y0: The initial state.
+        p: The tensors that f reads, as leaves (see `VectorField.own`).
+    """
+    field, times, before = run.field, run.times, run.field.evaluations
+    snapshot = field.snapshot()
+
+    def step() -> None:
+        carry = run.scheme.init(field, times[0], y0, p)
+        run.scheme.step(field, times[0], 1e-3 * (times[-1] - times[0]), y0, carry, p)
+
+    try:
+        with torch.no_grad():
+            field.bound(p, step)
+        count = field.evaluations - before
+        meter = Meter(p)
+        with torch.enable_grad():
+            y = tuple(x.detach().requires_grad_() for x in y0)
+            meter.measure(field.bound(p, lambda: field(times[0], y, p)))
+        return count * meter.nbytes(1)
+    finally:
+        field.evaluations = before
+        field.forget()
+        if snapshot is not None:
+            snapshot.restore()
 
 
 _NAMES: dict[type, list[str]] = {}

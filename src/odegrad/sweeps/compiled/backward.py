@@ -55,8 +55,8 @@ def backward(
         n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
         for action in kept.store.ahead(checkpoints.backward(n, known) if n else ()):
             match action:
-                case Advance(start, stop, every, keep) if stop is not None:
-                    engine.advance(start, stop, every, keep)
+                case Advance(start, stop, None, keep) if stop is not None:
+                    engine.advance(start, stop, keep)
                 case Store(i, tier):
                     engine.store(i, tier)
                 case Restore(i):
@@ -114,7 +114,7 @@ class _Backward:
         ]
         self.labels: Leaves = ()
 
-    def advance(self, start: int, stop: int, every: int | None, keep: Keep | None) -> None:
+    def advance(self, start: int, stop: int, keep: Keep | None) -> None:
         """Takes steps again."""
         state, programs, pull, tape = self._take(start), self.programs, None, Blocks()
         if keep is not None:
@@ -133,10 +133,6 @@ class _Backward:
             )
             if keep is not None:
                 tape.put(begin, n, rows)
-            if every is not None:
-                for i in range(begin + (start - begin) % every, begin + n, every):
-                    row = tuple(x[i - begin] for x in rows[: len(state)])
-                    self.kept.store.put(i, row, None, Tier.DEVICE)
             begin, state = begin + n, after
         self.current = Current(stop, state, None) if keep is None else None
         self.run.stats.recomputed += stop - start - (keep is not None)

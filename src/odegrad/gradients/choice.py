@@ -1,0 +1,135 @@
+"""Which schedule to run in a given memory, and what it will need.
+
+Among the schedules whose predicted peak is within the budget, the one that takes the fewest extra steps
+is chosen, counting a step taken again and a step whose transpose evaluates it again as one each:
+
+    every graph kept                             0
+    blocks of L steps, c starts of blocks        (N − L) + L (t(N/L, c) − (N/L − 1))
+    c states                                     N + t(N, c) − (N − 1)
+    c states, slopes of a step taken again       2 N + t(N, c) − (N − 1), in the memory of one evaluation
+
+t being the optimum of `odegrad.checkpoints.advances`. With an unknown number of steps, `Online` with as
+many states as there is room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from odegrad.budget import size
+from odegrad.checkpoints import (
+    Binomial,
+    Blockwise,
+    Checkpoints,
+    Keep,
+    Online,
+    StoreAll,
+    advances,
+)
+from odegrad.errors import MemoryBudgetError
+from odegrad.gradients.forecast import predicted_peak
+from odegrad.gradients.needs import Kind
+from odegrad.gradients.rehearsal import Rehearsal
+
+__all__ = ["MANY", "chosen"]
+
+MANY = 1 << 40
+"""More steps than any solve takes."""
+_UNIT, _LEAN = Kind("unit", None), Kind("block", Keep.STAGES)
+
+
+def chosen(rehearsal: Rehearsal, budget: int) -> Checkpoints:
+    """The schedule that takes the fewest extra steps within a budget.
+
+    Raises:
+        MemoryBudgetError: If none keeps to it.
+    """
+    best: tuple[float, int, Checkpoints] | None = None
+    least: int | None = None
+    n = MANY if rehearsal.n_steps is None else rehearsal.n_steps
+    for extra, checkpoints, smallest in _candidates(rehearsal, budget):
+        peak = predicted_peak(rehearsal, checkpoints, n)
+        if peak > budget:
+            least = min(least or peak, peak) if smallest else least
+        elif best is None or (extra, peak) < best[:2]:
+            best = (extra, peak, checkpoints)
+            if extra == 0:
+                break
+    if best is not None:
+        return best[2]
+    raise MemoryBudgetError(_too_little(rehearsal, budget, least))
+
+
+def _too_little(rehearsal: Rehearsal, budget: int, least: int | None) -> str:
+    needed = "more" if least is None else f"at least {size(1.02 * least)}"
+    out = rehearsal.outputs
+    message = (
+        f"memory={size(budget)} is too little: the gradient of this solve needs {needed}. "
+        f"The {len(rehearsal.run.times)} outputs with their cotangents take {size(out)} of it, a state "
+        f"{size(rehearsal.state)}; the rest is the working set of one step. "
+    )
+    if 2 * out > budget:
+        return message + "Use loss_at, which puts out no states, or raise memory"
+    return message + "Raise memory, or split the batch"
+
+
+def _candidates(rehearsal: Rehearsal, budget: int) -> Iterator[tuple[float, Checkpoints, bool]]:
+    """(extra steps, schedule, whether it is the smallest of its kind)."""
+    n, compiled = rehearsal.n_steps, rehearsal.run.programs is not None
+    few = n is not None
+    if n is not None and not compiled:
+        few = n * rehearsal.step_graph < 2 * budget
+    if few and rehearsal.fits(Kind("all", Keep.GRAPH), budget):
+        yield 0, StoreAll(Keep.GRAPH), False
+    for kind in _kinds(compiled):
+        if not rehearsal.fits(kind, budget):
+            continue
+        needs = rehearsal.needs(kind)
+        fixed = rehearsal.outputs + needs.work
+        chunk, most = rehearsal.chunk(kind.keep), (budget - fixed) // max(1, needs.row)
+        for length in _lengths(kind, n, most, chunk):
+            tape = 0 if kind.keep is None else -(-length // chunk) * needs.row
+            free = (budget - fixed - tape) // max(1, rehearsal.state) - 1
+            if rehearsal.retained:  # what is stored again takes new room
+                free //= 2
+            slots = max(1, free)
+            smallest = slots == 1 and length == chunk
+            if n is None:
+                schedule: Checkpoints = Online(slots)
+                # Evaluations of a step; then, the more states the better.
+                extra = (1.0 if kind.keep in (None, Keep.GRAPH) else 2.0) + 1.0 / slots
+            else:
+                blocks = -(-n // length)
+                slots = min(slots, max(1, blocks - 1))
+                schedule = Binomial(slots)
+                extra = length * (advances(blocks, slots) - (blocks - 1)) + _once(kind, n, length)
+            if kind.keep is not None:
+                schedule = Blockwise(schedule, length, kind.keep)
+            yield extra, schedule, smallest
+
+
+def _once(kind: Kind, n: int, length: int) -> int:
+    """The evaluations of steps, besides those that a schedule of blocks or states takes."""
+    if kind.keep is None:
+        return n
+    return max(0, n - length) + (0 if kind.keep is Keep.GRAPH else n)
+
+
+def _kinds(compiled: bool) -> tuple[Kind, ...]:
+    if compiled:
+        return Kind("block", Keep.GRAPH), Kind("block", Keep.STATE)
+    return Kind("block", Keep.GRAPH), _UNIT, _LEAN
+
+
+def _lengths(kind: Kind, n: int | None, most: int, chunk: int) -> list[int]:
+    """Lengths of blocks to consider, of which the tape holds at most `most` rows."""
+    if n is None or kind.keep is None or kind.keep is Keep.STAGES:
+        return [chunk]
+    return [k * chunk for k in _spread(max(1, most), -(-n // chunk))]
+
+
+def _spread(most: int, n: int) -> list[int]:
+    """Numbers from 1 to `most`: all small ones, and those that divide n well."""
+    found = set(range(1, 65)) | {-(-n // m) for m in range(1, 65)}
+    found |= {int(1.25**k) for k in range(20, 100)}
+    return sorted(x for x in found if x <= min(most, n))
