@@ -6,7 +6,7 @@ ys computed by the accepted steps, each interior grid time held at its fixed fra
 
 from importlib.metadata import PackageNotFoundError, version
 
-from odegrad import errors, schemes
+from odegrad import controls, errors, schemes
 from odegrad.budget import Share
 from odegrad.checkpoints import (
     Binomial,
@@ -18,7 +18,16 @@ from odegrad.checkpoints import (
     StoreAll,
     Tiered,
 )
-from odegrad.gradients import Backsolve, Discrete, Plan, Tape
+from odegrad.gradients import (
+    Backsolve,
+    Discrete,
+    GaussKronrod,
+    Mismatched,
+    Plan,
+    Quadrature,
+    Tangent,
+    Tape,
+)
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
 from odegrad.plan import plan
@@ -76,6 +85,10 @@ __all__ = [
     "Dopri8",
     "Euler",
     "Every",
+    "GaussKronrod",
+    "Mismatched",
+    "Quadrature",
+    "Tangent",
     "Fehlberg2",
     "Fixed",
     "Grid",
@@ -96,6 +109,7 @@ __all__ = [
     "Tape",
     "Tiered",
     "Tsit5",
+    "controls",
     "errors",
     "schemes",
     "solve",

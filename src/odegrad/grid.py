@@ -164,7 +164,11 @@ class Clock:
     def locate(self, n: int) -> tuple[int, int]:
         """The segment j of step n, and the index of step n inside it."""
         j = bisect_right(self._ends, n)
-        return j, n - (self._ends[j - 1] if j else 0)
+        return j, n - self.node(j)
+
+    def node(self, j: int) -> int:
+        """The number of the step that begins at landing j (or would, at the last)."""
+        return self._ends[j - 1] if j else 0
 
     def step(self, n: int) -> tuple[Time, Time]:
         """(t_n, h_n) of step n."""

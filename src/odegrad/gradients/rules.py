@@ -12,6 +12,7 @@ from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
 from odegrad.gradients.base import landing_times
 from odegrad.gradients.node import Rule
 from odegrad.grid import Clock, stack_times
+from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Cotangents, Kept, Landings, Run, backward, forward
 from odegrad.sweeps.forward import replay
@@ -19,7 +20,7 @@ from odegrad.sweeps.forward import replay
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["compiled_rule", "eager_rule", "in_chunks"]
+__all__ = ["Backward", "again", "compiled_rule", "eager_rule", "in_chunks", "sweeping_rule"]
 
 
 def eager_rule(
@@ -27,10 +28,12 @@ def eager_rule(
     checkpoints: Checkpoints,
     n_y: int,
     wanted: Sequence[bool],
+    other: Scheme | None = None,
 ) -> Rule:
     """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
 
     Which of p and ts may need a cotangent has to be known before a forward sweep that keeps graphs.
+    With an `other` scheme, its steps are transposed in place of those that were taken.
     """
     graphs = checkpoints.bounds(1, known=True).keep is Keep.GRAPH
     again = not (isinstance(checkpoints, StoreAll) and graphs) or run.loss is not None
@@ -46,17 +49,18 @@ def eager_rule(
         run.mark()
         return found
 
-    def back(given: _Backward) -> Cotangents:
+    def back(given: Backward) -> Cotangents:
         landings = landing_times(given.ts).detach() if given.needs[-1] else None
         y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
         found = run.field.bound(
-            p, lambda: backward(run, y0, p, landings, checkpoints, kept, given.grads, retain)
+            p, lambda: backward(run, y0, p, landings, checkpoints, kept, given.grads, retain, other)
         )
         if again:
             run.mark()
         return found
 
-    return _rule(run, n_y, ahead, back, run.check_unchanged if again else None)
+    check = run.check_unchanged if again else None
+    return sweeping_rule(run, n_y, ahead, back, check, None if other is None else "Mismatched")
 
 
 def _keeps_graphs(checkpoints: Checkpoints) -> bool:
@@ -102,7 +106,7 @@ def compiled_rule(
         loss.mark()
         return found
 
-    def back(given: _Backward) -> Cotangents:
+    def back(given: Backward) -> Cotangents:
         # What was kept is for all that may need a gradient; else only what does is computed.
         used, needs = pull, given.needs
         if not keeps:
@@ -113,10 +117,10 @@ def compiled_rule(
             run, programs, y0, p, landings, checkpoints, used, kept, given.grads, retain
         )
 
-    return _rule(run, n_y, ahead, back, None if loss is None else loss.check_unchanged)
+    return sweeping_rule(run, n_y, ahead, back, None if loss is None else loss.check_unchanged)
 
 
-class _Backward(NamedTuple):
+class Backward(NamedTuple):
     """What a backward sweep is given."""
 
     y0: Leaves
@@ -128,14 +132,24 @@ class _Backward(NamedTuple):
     retain: bool
 
 
-def _rule(
+def sweeping_rule(
     run: Run,
     n_y: int,
     ahead: Callable[[Leaves, Leaves, Tensor], tuple[Leaves, Kept | None]],
-    back: Callable[[_Backward], Cotangents],
+    back: Callable[[Backward], Cotangents],
     check: Callable[[], None] | None,
+    inexact: str | None = None,
 ) -> Rule:
-    """The rule of two sweeps, of which the second begins with a check."""
+    """The rule of two sweeps, of which the second begins with a check.
+
+    Arguments:
+        run: The solve.
+        n_y: The number of leaves of the state.
+        ahead: The forward sweep.
+        back: The backward sweep.
+        check: What to do before the latter, or None.
+        inexact: The name of the gradient mode, if it is not the derivative of what `ahead` computes.
+    """
     left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
 
     def primal(inputs: Leaves) -> tuple[Leaves, Leaves]:
@@ -157,15 +171,17 @@ def _rule(
         y0, ts = inputs[:n_y], inputs[-1]
         p = run.field.own(inputs[n_y:-1], needs[n_y:-1])
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)
-        found = back(_Backward(y0, p, ts, kept, grads, needs, retain))
+        found = back(Backward(y0, p, ts, kept, grads, needs, retain))
         grad_ts = stack_times(found.times, ts) if needs[-1] else None
         cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
 
-    return Rule(primal, transpose, lambda inputs: _again(run, n_y, inputs), "Discrete")
+    if inexact is not None:
+        return Rule(primal, transpose, None, inexact)
+    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete")
 
 
-def _again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
+def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
     """The solve once more, as an ordinary differentiable program."""
     run.field.check_draws()
     run.check_unchanged()

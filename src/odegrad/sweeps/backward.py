@@ -22,6 +22,7 @@ from odegrad.checkpoints import (
 )
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
+from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves, rms_norm
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.costate import Costate
@@ -45,6 +46,7 @@ def backward(
     kept: Kept,
     grads: OptionalLeaves,
     retain: bool,
+    scheme: Scheme | None = None,
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through.
 
@@ -57,10 +59,11 @@ def backward(
         kept: What it kept.
         grads: The cotangents of its outputs; None is zero.
         retain: Whether what was kept has to serve again.
+        scheme: The scheme whose steps are transposed, if it is not that of the solve; it has no carry.
     """
     n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
     rows = checkpoints.bounds(n, known).tape if n else 0
-    engine = _Engine(run, y0, p, landings, kept, grads, retain, rows)
+    engine = _Engine(run, y0, p, landings, kept, grads, retain, rows, scheme)
     if run.monitor is not None:
         run.monitor.start("backward")
     here = run.field.snapshot()
@@ -103,13 +106,14 @@ class _Engine:
         grads: OptionalLeaves,
         retain: bool,
         rows: int,
+        scheme: Scheme | None,
     ) -> None:
         self.run, self.p, self.kept, self.retain = run, p, kept, retain
         self.times: Leaves | None = None
         if landings is not None:  # leaves, for graphs that are made here
             self.times = tuple(x.detach().requires_grad_() for x in landings)
         self.clock = Clock(run.accepted_grid, self.times or run.times)
-        self.costate = Costate(run, y0, p, self.clock, self.times, grads, kept.end)
+        self.costate = Costate(run, y0, p, self.clock, self.times, grads, kept.end, scheme)
         self.n_leaves, self.current = len(y0), kept.current()
         self.first, self.spare, self.rows = kept.tape, None, rows
         self.meter = Meter(p)

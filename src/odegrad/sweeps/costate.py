@@ -16,6 +16,7 @@ from torch import Tensor
 
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
+from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.graphs import Graphs, Stretch, pull
@@ -37,6 +38,7 @@ class Costate:
         times: The landing times if they are to get cotangents, else None.
         grads: The cotangents of the outputs; None is zero.
         end: The last state, if the direct cotangents need states.
+        scheme: The scheme whose steps are transposed; None is that of the solve.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Costate:
         times: Leaves | None,
         grads: OptionalLeaves,
         end: Leaves,
+        scheme: Scheme | None = None,
     ) -> None:
         self._run, self._y0, self._p, self._clock, self._times = run, y0, p, clock, times
+        self._other, self._scheme = scheme is not None, scheme or run.scheme
         self._grad_y: Leaves = tuple(torch.zeros_like(leaf) for leaf in y0)
         self._grad_carry: Leaves | None = None
         self._grad_p = Total(len(p))
@@ -77,8 +81,8 @@ class Costate:
         t, dt = self._clock.step(n)
         y, carry = state[:n_y], state[n_y:]
         # One stage at a time, from the last: not in the order in which f drew random numbers.
-        known = slopes if snapshot is None else None
-        grads = run.scheme.step_vjp(
+        known = slopes if snapshot is None and not self._other else None
+        grads = self._scheme.step_vjp(
             run.field, t, dt, y, carry, self._p, self._grad_y, self._grad_carry, kept=known
         )
         self._grad_y, self._grad_carry = grads.y, grads.carry
@@ -87,6 +91,8 @@ class Costate:
             self._clock.step_vjp(n, grads.t, grads.dt, self._grad_times)
         if self._labels.needs_states:
             self._below = y
+        if run.witness is not None:
+            run.witness.step(n, grads.y, grads.p)
         if run.monitor is not None:
             run.monitor.step("backward", n, number(t), number(dt), y, run.stats)
 

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
@@ -15,14 +15,14 @@ from odegrad.grid import Grid
 from odegrad.labelloss import LabelLoss
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves
+from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import StepSize
 from odegrad.sweeps.stats import Stats, StepInfo
 
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["Monitor", "Run"]
+__all__ = ["Monitor", "Run", "Witness"]
 
 T = TypeVar("T")
 
@@ -101,6 +101,20 @@ class Monitor:
             self._bar = None
 
 
+class Witness(Protocol):
+    """Sees each transposed step; the eager engine tells it, for schedules that keep no graphs."""
+
+    def step(self, n: int, grad_y: Leaves, grad_p: OptionalLeaves) -> None:
+        """Takes note of step n.
+
+        Arguments:
+            n: Its number.
+            grad_y: The cotangent of the state before it.
+            grad_p: Its share of the cotangents of the tensors that f reads.
+        """
+        ...
+
+
 @dataclass
 class Run:
     """One solve: what to do, and what became of it.
@@ -118,6 +132,8 @@ class Run:
         initial: Generators and buffers at the start, for functions that use them.
         programs: The compiled steps, or None to take steps one by one in Python.
         loss: The loss at each landing time, if it is evaluated in the sweeps; else states are put out.
+        witness: Who sees the transposed steps, or None.
+        kinks: The landings across which the solution is not smooth.
     """
 
     field: VectorField
@@ -132,6 +148,8 @@ class Run:
     initial: Snapshot | None = None
     programs: Programs | None = None
     loss: LabelLoss | None = None
+    witness: Witness | None = None
+    kinks: tuple[int, ...] = ()
 
     @property
     def accepted_grid(self) -> Grid:
