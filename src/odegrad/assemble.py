@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from odegrad.breakpoints import Breakpoints, landings
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
@@ -22,7 +24,8 @@ from odegrad.gradients.base import forward_transform
 from odegrad.inputs import check_choices, checked_state, checked_times
 from odegrad.labelloss import LabelLoss
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, Structure
+from odegrad.schemes.restarted import Restarted
+from odegrad.state import Leaves, Structure, widest_real_dtype
 from odegrad.stepsize import AdaptiveStepSize, StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import Monitor, Run, StepInfo
@@ -38,10 +41,11 @@ class Problem:
         run: The solve.
         y: The initial state, with quadratures.
         p: The tensors that f and the loss read.
-        ts: The landing times, shape [T].
+        ts: The times to land on, breakpoints among them.
         structure: The structure of the state.
         gradient: How to differentiate it.
         differentiated: Whether it is to be differentiated.
+        places: The places of the user's times among those landed on.
         check_finite: Whether NaN and infinity are refused.
     """
 
@@ -53,6 +57,7 @@ class Problem:
     gradient: Gradient
     differentiated: bool
     check_finite: bool
+    places: tuple[int, ...]
 
 
 def assemble(
@@ -67,6 +72,7 @@ def assemble(
     compile: bool,
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
+    breakpoints: Sequence[float] | Tensor = (),
     max_steps: int | None = None,
     check_finite: bool = True,
     progress: bool = False,
@@ -92,6 +98,12 @@ def assemble(
     times_tensor, times = checked_times(ts)
     # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
     leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
+    functions = [f, running, *filter(callable, pytree.tree_leaves(args))]
+    breaks = Breakpoints.found(breakpoints, functions)
+    land = landings(times_tensor, times, breaks)
+    if breaks.jumps and land.kinks:
+        dtypes = (times_tensor.dtype, widest_real_dtype(leaves))
+        scheme = Restarted(scheme, 4.0 * max(torch.finfo(x).eps for x in dtypes))
 
     programs = None
     if compile:
@@ -115,12 +127,26 @@ def assemble(
     monitor = None
     if progress or callback is not None:
         n = len(leaves)
-        monitor = Monitor(times, lambda x: structure.unflatten(x[:n]), callback, progress)
+        monitor = Monitor(land.times, lambda x: structure.unflatten(x[:n]), callback, progress)
     eps = torch.finfo(times_tensor.dtype).eps
-    run = Run(field, scheme, stepsize, times, eps, max_steps, monitor, programs=programs, loss=loss)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times_tensor))
+    run = Run(
+        field,
+        scheme,
+        stepsize,
+        land.times,
+        eps,
+        max_steps,
+        monitor,
+        programs=programs,
+        loss=loss,
+        kinks=land.kinks,
+        labels=None if len(land.times) == len(times) else land.labels,
+    )
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, land.ts))
     differentiated = wanted or transformed is not None
-    return Problem(run, y, p, times_tensor, structure, gradient, differentiated, check_finite)
+    return Problem(
+        run, y, p, land.ts, structure, gradient, differentiated, check_finite, land.places
+    )
 
 
 def _check_together(args: object, loss_at: object, compile: bool, gradient: Gradient) -> None:

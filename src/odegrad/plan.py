@@ -30,6 +30,7 @@ def plan(
     compile: bool = False,
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
+    breakpoints: Sequence[float] | Tensor = (),
     n_steps: int | None = None,
     show: bool = True,
 ) -> Plan:
@@ -48,6 +49,7 @@ def plan(
         compile: As for `odegrad.solve`.
         running: As for `odegrad.solve`.
         loss_at: As for `odegrad.solve`.
+        breakpoints: As for `odegrad.solve`.
         n_steps: With adaptive steps: how many to expect, if there is an idea.
         show: Whether to print the plan, too.
 
@@ -89,6 +91,7 @@ def plan(
         compile=compile,
         running=running,
         loss_at=loss_at,
+        breakpoints=breakpoints,
     )
     if n_steps is not None:
         check_count("plan: n_steps", n_steps)

@@ -31,6 +31,8 @@ class Solution:
         stats: What the solve did; the backward sweep adds its share when it runs.
         status: How it ended.
         grid: The accepted steps; ``stepsize=sol.grid`` replays them exactly.
+        landings: The times that steps had to end at: `ts`, and the breakpoints between. The times of all
+            steps are ``grid.times(landings)``.
         running: ∫ ℓ dt from ts[0] to each time of `ts` if a running cost was given, else None. With
             `loss_at`, that to ts[-1] alone.
         loss: Σ_j loss_at(j, y(ts[j])), a 0-dim tensor, if `loss_at` was given, else None.
@@ -41,5 +43,6 @@ class Solution:
     stats: Stats
     status: Status
     grid: Grid
+    landings: tuple[float, ...]
     running: Tensor | None = None
     loss: Tensor | None = None

@@ -33,6 +33,7 @@ def solve(
     compile: bool = False,
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
+    breakpoints: Sequence[float] | Tensor = (),
     max_steps: int | None = None,
     check_finite: bool = True,
     progress: bool = False,
@@ -74,6 +75,10 @@ def solve(
             evaluated inside both sweeps, and `Solution.loss` is the sum over all j, so that memory does
             not grow with the number of times: `Solution.ys` is None. What ℓ reads (a decoder, targets)
             is differentiated like what f reads. Goes with `Discrete` and `Tape`.
+        breakpoints: Times at which f jumps, or a derivative of it: steps end there, and f is evaluated
+            strictly inside of each step (a stage at the end of a step sees the limit from within).
+            Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
+            declare theirs by themselves.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         check_finite: Whether to refuse NaN and infinity in y0, and in ys on fixed grids.
         progress: Whether to show a bar for each sweep (needs tqdm).
@@ -108,6 +113,7 @@ def solve(
         gradient=gradient,
         running=running,
         loss_at=loss_at,
+        breakpoints=breakpoints,
         max_steps=max_steps,
         check_finite=check_finite,
         progress=progress,
@@ -138,17 +144,20 @@ def _solved(problem: Problem) -> Solution:
     ys, n = None, 1
     if run.loss is None:
         n = run.field.n_state
+        if run.labels is not None:
+            outputs = tuple(x[list(problem.places)] for x in outputs)
         if problem.check_finite and not isinstance(run.stepsize, AdaptiveStepSize):
-            check_result(outputs, run.times)
+            check_result(outputs, tuple(run.times[i] for i in problem.places))
         ys = problem.structure.unflatten(outputs[:n])
     elif problem.check_finite:
         check_loss(outputs[0], run.times)
     return Solution(
         ys=ys,
-        ts=ts,
+        ts=ts if run.labels is None else ts[list(problem.places)],
         stats=run.stats,
         status=Status.SUCCESS,
         grid=run.accepted_grid,
+        landings=run.times,
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
     )

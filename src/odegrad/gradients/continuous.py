@@ -62,8 +62,8 @@ def scheme_back(run: Run, scheme: Scheme | None) -> Scheme:
     """The scheme for the way back: by default that of the solve."""
     if scheme is None:
         return run.scheme
-    jumps = isinstance(run.scheme, Restarted) and run.scheme.inside
-    return Restarted(scheme, inside=True) if jumps else scheme
+    inside = run.scheme.inside if isinstance(run.scheme, Restarted) else 0.0
+    return Restarted(scheme, inside) if inside else scheme
 
 
 def mirrored(stepsize: StepSize, j: int) -> StepSize:

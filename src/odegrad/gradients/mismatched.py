@@ -54,6 +54,6 @@ class Mismatched(Gradient):
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
         """Solves inside one autograd node."""
         wanted = tuple(map(may_need_gradient, (*p, ts)))
-        inside = isinstance(run.scheme, Restarted) and run.scheme.inside
+        inside = run.scheme.inside if isinstance(run.scheme, Restarted) else 0.0
         other = Restarted(self.scheme, inside)
         return apply(eager_rule(run, StoreAll(), len(y0), wanted, other), (*y0, *p, ts))

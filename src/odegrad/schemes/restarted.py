@@ -6,7 +6,7 @@ Two uses. The transposed steps of one scheme can be taken at the states of anoth
 has no carry for them. And where f jumps, the slope at the end of one step is not that at the start of
 the next: with `inside`, f is evaluated strictly inside of each step, so that it sees the branch that
 holds there; a stage with c = 1 gets the limit from within. For that the times at the ends of a step
-move inwards by a few units in the last place of the dtype in which f receives t.
+move inwards by a few units in the last place.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["Restarted", "seen_by"]
 
-_MARGIN = 4.0
-"""How many units in the last place f's times keep from the ends of a step."""
-
 
 @dataclass(frozen=True)
 class Restarted(Scheme):
@@ -38,11 +35,12 @@ class Restarted(Scheme):
 
     Arguments:
         base: The scheme.
-        inside: Whether f is evaluated strictly inside of each step.
+        inside: How far f's times keep from the ends of each step, relative to the time there: some units
+            in the last place of what f receives. 0 is no matter.
     """
 
     base: Scheme
-    inside: bool = False
+    inside: float = 0.0
     order: int = dataclasses.field(init=False, repr=False, compare=False)
     error_order: int | None = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -92,16 +90,15 @@ class Restarted(Scheme):
 
 def seen_by(scheme: Scheme, field: VectorField, t: Time, dt: Time) -> VectorField:
     """The vector field as a step of the scheme from t to t + dt sees it."""
-    inside = isinstance(scheme, Restarted) and scheme.inside
-    return cast("VectorField", _Inside(field, t, dt)) if inside else field
+    inside = scheme.inside if isinstance(scheme, Restarted) else 0.0
+    return cast("VectorField", _Inside(field, t, dt, inside)) if inside else field
 
 
 class _Inside:
     """A vector field whose times are kept strictly between t and t + dt."""
 
-    def __init__(self, field: VectorField, t: Time, dt: Time) -> None:
+    def __init__(self, field: VectorField, t: Time, dt: Time, units: float) -> None:
         self._field = field
-        units = _MARGIN * torch.finfo(field.time_dtype).eps
         start, stop = _number(t), _number(t + dt)
         if isinstance(start, Tensor) or isinstance(stop, Tensor):
             start, stop = torch.as_tensor(start), torch.as_tensor(stop)

@@ -85,9 +85,11 @@ class _Losses:
     def put(self, j: int, y: Leaves) -> None:
         if not self._on_graph:
             y = tuple(x.detach() for x in y)
-        with torch.set_grad_enabled(self._on_graph):
-            value = self._loss(j, y, self._p)
-            self._total = value if self._total is None else self._total + value
+        label = self._run.label(j)
+        if label is not None:
+            with torch.set_grad_enabled(self._on_graph):
+                value = self._loss(label, y, self._p)
+                self._total = value if self._total is None else self._total + value
         if j == len(self._run.times) - 1:
             self._quadratures = y[self._run.field.n_state :]
 
@@ -143,8 +145,9 @@ class _OfLosses:
 
     def at(self, j: int, y: Leaves) -> OptionalLeaves:
         found: OptionalLeaves = (None,) * self._run.field.n_state
-        if self._grad is not None:
-            found, grad_p = self._loss.vjp(j, y, self._p, self._grad)
+        label = self._run.label(j)
+        if self._grad is not None and label is not None:
+            found, grad_p = self._loss.vjp(label, y, self._p, self._grad)
             self._total.add(grad_p)
         last = j == len(self._run.times) - 1
         return (*found, *(g if last else None for g in self._quadratures))

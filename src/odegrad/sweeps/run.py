@@ -134,6 +134,7 @@ class Run:
         loss: The loss at each landing time, if it is evaluated in the sweeps; else states are put out.
         witness: Who sees the transposed steps, or None.
         kinks: The landings across which the solution is not smooth.
+        labels: Which of the user's times each landing is, or None for a breakpoint; if None, all are.
     """
 
     field: VectorField
@@ -150,6 +151,11 @@ class Run:
     loss: LabelLoss | None = None
     witness: Witness | None = None
     kinks: tuple[int, ...] = ()
+    labels: tuple[int | None, ...] | None = None
+
+    def label(self, j: int) -> int | None:
+        """Which of the user's times landing j is, or None for a breakpoint."""
+        return j if self.labels is None else self.labels[j]
 
     @property
     def accepted_grid(self) -> Grid:
