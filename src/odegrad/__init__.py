@@ -28,6 +28,7 @@ from odegrad.gradients import (
     Tangent,
     Tape,
 )
+from odegrad.density import GradientDensity, gradient_density
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
 from odegrad.plan import plan
@@ -86,6 +87,8 @@ __all__ = [
     "Euler",
     "Every",
     "GaussKronrod",
+    "GradientDensity",
+    "gradient_density",
     "Mismatched",
     "Quadrature",
     "Tangent",

@@ -111,6 +111,11 @@ class VectorField:
         self.mark()
         return (*self._captures.tensors(), *self.arguments)
 
+    def names(self) -> list[str]:
+        """How a person would find each of the tensors that f reads: the captured ones, then `args`."""
+        captured = [item.name for item in self._captures.items]
+        return captured + [f"args, tensor {i}" for i in range(len(self.arguments))]
+
     def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
         """The leaves to differentiate when p is given: f's own where it can read them, else copies.
 

@@ -18,7 +18,7 @@ from odegrad.solution import Solution, Status
 from odegrad.stepsize import PID, AdaptiveStepSize, StepSize
 from odegrad.sweeps import StepInfo, forward
 
-__all__ = ["solve"]
+__all__ = ["solve", "solved"]
 
 
 def solve(
@@ -123,13 +123,13 @@ def solve(
         from odegrad.compiled import NotCompilable  # what it imports takes its time
 
         try:
-            return _solved(assembled(compile=True))
+            return solved(assembled(compile=True))
         except NotCompilable as reason:
             warn(f"compile=True has no effect on this solve: {reason}")
-    return _solved(assembled(compile=False))
+    return solved(assembled(compile=False))
 
 
-def _solved(problem: Problem) -> Solution:
+def solved(problem: Problem) -> Solution:
     """Solves what was assembled."""
     run, y, p, ts = problem.run, problem.y, problem.p, problem.ts
     if problem.differentiated:

@@ -98,6 +98,40 @@ class Tableau:
         """k, where the error estimate is O(h^k)."""
         return None if self.embedded_order is None else min(self.order, self.embedded_order) + 1
 
+    @property
+    def partner(self) -> tuple[tuple[float, ...], ...]:
+        """â_ij = b_j − b_j a_ji / b_i, the matrix of the scheme's symplectic partner.
+
+        The transposed steps of the scheme (a, b, c) are the steps of the scheme (â, b, c) for the costate
+        equation λ' = −f_yᵀ λ along the stages of the solution: the two form a partitioned scheme with
+
+            b_i â_ij + b_j a_ji = b_i b_j,
+
+        which conserves ⟨λ, δy⟩. The stage costates are Λ_i = κ_i / (h b_i).
+
+        Raises:
+            InvalidValueError: If some b_i is 0: there is no partner then, and the transposed step, which
+                divides by nothing, is its limit.
+
+        Reference: J. M. Sanz-Serna, *Symplectic Runge–Kutta schemes for adjoint equations, automatic
+        differentiation, optimal control, and more*, SIAM Review 58 (2016), theorem 3.
+
+        Example:
+            >>> import odegrad
+            >>> odegrad.Euler.tableau.partner
+            ((1.0,),)
+        """
+        b = self.b
+        if 0.0 in b:
+            raise InvalidValueError(
+                f"a scheme has a symplectic partner iff no b_i is 0; b[{b.index(0.0)}] is 0 here. Its "
+                "transposed step is the limit"
+            )
+        full = [[*row, *(0.0,) * (self.stages - len(row))] for row in self.a]
+        return tuple(
+            tuple(bj - bj * full[j][i] / bi for j, bj in enumerate(b)) for i, bi in enumerate(b)
+        )
+
     def _check(self, b: tuple[float, ...], order: int, name: str) -> None:
         if len(b) != self.stages:
             raise InvalidValueError(f"{name} has {len(b)} weights for {self.stages} stages")

@@ -128,6 +128,8 @@ class Costate:
             self._grad_p.add(grads.p)
             if self._times is not None:
                 self._add_time(0, grads.t)
+            if run.witness is not None:
+                run.witness.step(0, self._grad_y, grads.p)
         self._inject(0, self._y0)
         return Cotangents(self._grad_y, self._grad_p.result(), self._grad_times)
 

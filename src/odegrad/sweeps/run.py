@@ -105,11 +105,11 @@ class Witness(Protocol):
     """Sees each transposed step; the eager engine tells it, for schedules that keep no graphs."""
 
     def step(self, n: int, grad_y: Leaves, grad_p: OptionalLeaves) -> None:
-        """Takes note of step n.
+        """Takes note of step n; of step 0 twice, if what comes before it has a share, too.
 
         Arguments:
             n: Its number.
-            grad_y: The cotangent of the state before it.
+            grad_y: The cotangent of the state before it, without that of an output there.
             grad_p: Its share of the cotangents of the tensors that f reads.
         """
         ...
