@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import odegrad
 from lqr import EULER, LQR, MIDPOINT, RK4, THREE_STATES, continuous, discretised
+from odegrad.compiled import using_backend
 from odegrad.controls import PiecewiseConstant
 
 PROBLEM = THREE_STATES
@@ -140,6 +141,23 @@ def test_the_gradient_is_that_of_the_discretised_problem(problem, tableau, schem
     found = torch.autograd.grad(cost, [y0, f.u.values])
     for a, b in zip(found, reference.gradients(u), strict=True):
         assert np.linalg.norm(a.numpy() - b) <= 1e-12 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("compile", [False, True])
+def test_no_stage_reads_the_next_piece(dtype, compile):
+    """Also where times are rounded to float32, and in compiled sweeps: a wrong piece is a gross error."""
+    n = 100
+    f, reference = Driven(PROBLEM, n), discretised(PROBLEM, RK4, n)
+    u = random_controls(f)
+    f.to(dtype)
+    y0 = torch.tensor(PROBLEM.y0, dtype=dtype)
+    with using_backend("interpreter"):
+        cost = f.cost(y0, odegrad.RK4(), compile=compile)
+        (found,) = torch.autograd.grad(cost, [f.u.values])
+    expected = reference.gradients(u)[1]
+    error = np.linalg.norm(found.double().numpy() - expected) / np.linalg.norm(expected)
+    assert error <= (1e-5 if dtype is torch.float32 else 1e-12)
 
 
 def test_conjugate_gradients_find_the_optimum():

@@ -123,8 +123,8 @@ class Chebyshev(_Series):
     u(t) = Σ_{j=0}^{degree} c_j T_j(z),    z = 2 (t − start) / (stop − start) − 1,
 
     where T_{m+j} = 2 T_m T_j − T_{m−j} gives the polynomials beyond m = 1, 2, 4, … all at once: a few
-    operations on all of them, where Clenshaw's recurrence needs three for each. Outside of the interval
-    the polynomial goes on, and grows fast.
+    operations on all of them, where Clenshaw's recurrence needs three for each. Rounding grows like
+    degree², as with the recurrence. Outside of the interval the polynomial goes on, and grows fast.
 
     Arguments:
         start: The left end.
