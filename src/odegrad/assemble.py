@@ -19,7 +19,7 @@ from odegrad.errors import (
     OdegradWarning,
 )
 from odegrad.field import VectorField
-from odegrad.gradients import Discrete, Gradient, Tape
+from odegrad.gradients import Discrete, Gradient, Mismatched, Tape
 from odegrad.gradients.base import forward_transform
 from odegrad.inputs import check_choices, checked_state, checked_times
 from odegrad.labelloss import LabelLoss
@@ -159,7 +159,7 @@ def _check_together(args: object, loss_at: object, compile: bool, gradient: Grad
         raise InvalidTypeError(
             f"loss_at must be callable as loss_at(j, y), received {type(loss_at).__name__}"
         )
-    if loss_at is not None and not isinstance(gradient, Discrete | Tape):
+    if loss_at is not None and not isinstance(gradient, Discrete | Tape | Mismatched):
         raise InvalidValueError(
             f"loss_at goes with gradient=Discrete() or Tape(), received {gradient}; "
             "compute the loss from the ys that are returned without it"

@@ -78,14 +78,18 @@ class GaussKronrod:
     ) -> list[Tensor | None]:
         """∫ function dt from `start` to `stop`; None is zero."""
         intervals, total, taken = [(start, stop)], list[Tensor | None](), 0
+        if start == stop:
+            return total
         while intervals:
             a, b = intervals.pop()
             taken += 1
             value, error = _interval(function, a, b)
             share = abs(b - a) / abs(stop - start)
-            allowed = self.atol + self.rtol * _rms(_plus(total, value))
+            # Rounding cannot be made smaller by halving.
+            size = _rms(value)
+            allowed = self.atol + self.rtol * max(size, _rms(_plus(total, value)))
             middle = 0.5 * (a + b)
-            splits = error > share * allowed and a != middle != b
+            splits = error > max(share * allowed, 50.0 * _eps(value) * size) and a != middle != b
             if splits and taken + len(intervals) < _MOST:
                 intervals += [(middle, b), (a, middle)]
                 continue
@@ -118,6 +122,11 @@ def _plus(x: list[Tensor | None], y: list[Tensor | None]) -> list[Tensor | None]
     if not x:
         return list(y)
     return [b if a is None else a if b is None else a + b for a, b in zip(x, y, strict=True)]
+
+
+def _eps(x: list[Tensor | None]) -> float:
+    """The coarsest machine epsilon among the numbers."""
+    return max((torch.finfo(v.dtype).eps for v in x if v is not None), default=0.0)
 
 
 def _rms(x: list[Tensor | None]) -> float:

@@ -47,7 +47,8 @@ class Trajectory:
         self._sign, self._width = sign, max(2, (order + 1) // 2)
         self._state, self._slope = state, slope
         self._known: dict[tuple[int, int], Leaves] = {}
-        self._kinks = sorted({0, len(times) - 1, *kinks})
+        same = {k for i in range(len(times) - 1) if times[i] == times[i + 1] for k in (i, i + 1)}
+        self._kinks = sorted({0, len(times) - 1, *kinks, *same})
 
     def __call__(self, t: float) -> Leaves:
         """The state at time t."""
