@@ -79,33 +79,46 @@ def _candidates(rehearsal: Rehearsal, budget: int) -> Iterator[tuple[float, Chec
     few = n is not None
     if n is not None and not compiled:
         few = n * rehearsal.step_graph < 2 * budget
-    if few and rehearsal.fits(Kind("all", Keep.GRAPH), budget):
+    if few and _fits(rehearsal, Kind("all", Keep.GRAPH), budget):
         yield 0, StoreAll(Keep.GRAPH), False
     for kind in _kinds(compiled):
-        if not rehearsal.fits(kind, budget):
+        if not _fits(rehearsal, kind, budget):
             continue
-        needs = rehearsal.needs(kind)
-        fixed = rehearsal.outputs + needs.work
-        chunk, most = rehearsal.chunk(kind.keep), (budget - fixed) // max(1, needs.row)
+        needs, chunk = rehearsal.needs(kind), rehearsal.chunk(kind.keep)
+        most = (budget - rehearsal.outputs - needs.work) // max(1, needs.row)
         for length in _lengths(kind, n, most, chunk):
-            tape = 0 if kind.keep is None else -(-length // chunk) * needs.row
-            free = (budget - fixed - tape) // max(1, rehearsal.state) - 1
-            if rehearsal.retained:  # what is stored again takes new room
-                free //= 2
-            slots = max(1, free)
-            smallest = slots == 1 and length == chunk
+            slots = _slots(rehearsal, kind, length, budget)
             if n is None:
-                schedule: Checkpoints = Online(slots)
                 # Evaluations of a step; then, the more states the better.
                 extra = (1.0 if kind.keep in (None, Keep.GRAPH) else 2.0) + 1.0 / slots
             else:
                 blocks = -(-n // length)
                 slots = min(slots, max(1, blocks - 1))
-                schedule = Binomial(slots)
                 extra = length * (advances(blocks, slots) - (blocks - 1)) + _once(kind, n, length)
-            if kind.keep is not None:
-                schedule = Blockwise(schedule, length, kind.keep)
-            yield extra, schedule, smallest
+            smallest = slots == 1 and length == chunk
+            yield extra, _schedule(kind, n is not None, length, slots), smallest
+
+
+def _fits(rehearsal: Rehearsal, kind: Kind, budget: int) -> bool:
+    """Whether a rehearsal of this kind may fit into a budget: a guess."""
+    if rehearsal.run.programs is not None or kind.keep is Keep.STAGES:
+        return True
+    return (1 if kind.keep is None else 3) * rehearsal.step_graph <= budget
+
+
+def _slots(rehearsal: Rehearsal, kind: Kind, length: int, budget: int) -> int:
+    """How many states there is room for beside a block, at least 1."""
+    known = rehearsal.n_steps is not None
+    n = MANY if rehearsal.n_steps is None else rehearsal.n_steps
+    free = budget - predicted_peak(rehearsal, _schedule(kind, known, length, 1), n)
+    copies = 2 if rehearsal.retained else 1  # what is stored again takes new room
+    return 1 + max(0, free) // max(1, copies * rehearsal.state)
+
+
+def _schedule(kind: Kind, known: bool, length: int, slots: int) -> Checkpoints:
+    """So many states, of blocks if there is something on the tape."""
+    states = Binomial(slots) if known else Online(slots)
+    return states if kind.keep is None else Blockwise(states, length, kind.keep)
 
 
 def _once(kind: Kind, n: int, length: int) -> int:

@@ -192,8 +192,13 @@ def _rehearsal(
             return programs.rows(None)
         return programs.rows(programs.pullback(wanted[: programs.n_read], wanted[-1], True))
 
-    def both(
-        run: Run, checkpoints: Checkpoints, y0: Leaves, p: Leaves, ts: Tensor, grads: OptionalLeaves
+    def sweeps(
+        run: Run,
+        checkpoints: Checkpoints,
+        y0: Leaves,
+        p: Leaves,
+        ts: Tensor,
+        grads: OptionalLeaves | None,
     ) -> None:
         if run.programs is not None:
             rule = compiled_rule(run, run.programs, checkpoints, n_y, wanted)
@@ -202,7 +207,8 @@ def _rehearsal(
         inputs = (*y0, *p, ts)
         with torch.no_grad():
             outputs, tensors = rule.primal(inputs)
-            rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), retained)
+            if grads is not None:
+                rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), retained)
         del outputs
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
@@ -212,4 +218,4 @@ def _rehearsal(
         whose, function = programs, None  # they were made for one f
     key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss, retained)
     known = results_of(whose)
-    return Rehearsal(run, y0, p, ts, wanted, both, chunk, known, key, retained, budget)
+    return Rehearsal(run, y0, p, ts, wanted, sweeps, chunk, known, key, retained, budget)

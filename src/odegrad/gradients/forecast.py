@@ -8,7 +8,7 @@ with many labels, with many stretches of graphs, and with someone who watches. T
 
 from __future__ import annotations
 
-from odegrad.checkpoints import Checkpoints, Keep, StoreAll
+from odegrad.checkpoints import Checkpoints, Keep
 from odegrad.gradients.needs import kind_of
 from odegrad.gradients.rehearsal import Rehearsal
 from odegrad.state import nbytes
@@ -17,12 +17,17 @@ from odegrad.sweeps.graphs import STRETCH
 
 __all__ = ["predicted_peak", "working_set"]
 
+_TIME_BYTES = 24
+"""For a landing time, its cotangent, and as much again when these are put together."""
+
 
 def predicted_peak(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
     """The peak, in bytes, of the solve that was rehearsed, in n steps with a schedule."""
-    known, needs = rehearsal.n_steps is not None, rehearsal.needs(kind_of(checkpoints))
-    bounds = checkpoints.bounds(n, known)
+    known = rehearsal.n_steps is not None
+    bounds, kind = checkpoints.bounds(n, known), kind_of(checkpoints, n, known)
     states = bounds.device + bounds.held
+    if kind.shape == "all" and checkpoints.holds is not None:
+        states += 1  # a copy of the one that is stored
     if rehearsal.device.type == "cpu":
         states += bounds.ram + (IN_FLIGHT if bounds.disk else 0)
     elif bounds.ram:
@@ -30,26 +35,31 @@ def predicted_peak(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> in
     if rehearsal.retained and checkpoints.holds is not None:
         states += bounds.device  # what is stored again takes new room
     rows = -(-bounds.tape // rehearsal.chunk(bounds.keep))
-    kept = rehearsal.outputs + states * rehearsal.state + rows * needs.row
+    kept = rehearsal.outputs + states * rehearsal.state + rows * rehearsal.needs(kind).row
     return kept + working_set(rehearsal, checkpoints, n)
 
 
 def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
     """What is held besides."""
-    run, needs = rehearsal.run, rehearsal.needs(kind_of(checkpoints))
-    bounds = checkpoints.bounds(n, rehearsal.n_steps is not None)
+    run, known = rehearsal.run, rehearsal.n_steps is not None
+    bounds, kind = checkpoints.bounds(n, known), kind_of(checkpoints, n, known)
+    needs = rehearsal.needs(kind)
+    work = needs.beside(-(-bounds.tape // rehearsal.chunk(bounds.keep)))
+    if rehearsal.timed or run.programs is not None:
+        work += _TIME_BYTES * max(0, len(run.times) - 2)  # two were rehearsed
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
-        return needs.work
-    y = nbytes(rehearsal.y0)
-    more = bounds.tape // STRETCH * y  # the ends of stretches
+        return work
+    y, labels = nbytes(rehearsal.y0), min(len(run.times) - 2, -(-bounds.tape // rehearsal.spacing))
+    more = (bounds.tape - 1) // rehearsal.stretch * rehearsal.state  # the ends of stretches
     if run.monitor is not None:
         more += bounds.tape * y  # states to be shown
-    if not rehearsal.is_dense(Keep.GRAPH):
-        more += min(len(run.times), bounds.tape) * y  # states at labels
-    if run.loss is not None:
-        more += min(len(run.times), bounds.tape, STRETCH) * y  # and their cotangents
-    if isinstance(checkpoints, StoreAll) and n > STRETCH:
-        # The sums of the parameter gradient, once the first stretch is gone.
-        last = (n - 1) % STRETCH + 1
-        more += max(0, rehearsal.sums - last * needs.row)
-    return needs.work + more
+    if rehearsal.is_dense:  # with a label, and its cotangent, in each row: of one stretch at a time
+        more -= max(0, bounds.tape - STRETCH) * rehearsal.label_cotangent(Keep.GRAPH)
+    else:  # the label at the end was rehearsed
+        pulled = min(labels, -(-STRETCH // rehearsal.spacing)) if run.loss is not None else 0
+        more += (labels + pulled) * y  # with their cotangents
+    if kind.shape == "all" and n > rehearsal.stretch:
+        # The sums of the parameter gradient, once the first stretch is gone, if it goes.
+        last = (n - 1) % STRETCH + 1 if rehearsal.stretch == STRETCH else 1
+        more += max(0, rehearsal.sums - (0 if rehearsal.retained else last * needs.row))
+    return work + more

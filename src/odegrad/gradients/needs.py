@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+import torch
 
-__all__ = ["Kind", "Needs", "kind_of"]
+from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.state import Leaves, nbytes
+from odegrad.sweeps import Run
+
+__all__ = ["Kind", "Needs", "kind_of", "state_bytes"]
 
 
 class Kind(NamedTuple):
@@ -24,10 +28,11 @@ class Kind(NamedTuple):
     keep: Keep | None
 
 
-def kind_of(checkpoints: Checkpoints) -> Kind:
-    """The kind of a schedule."""
-    keep = checkpoints.bounds(1, known=True).keep
-    if isinstance(checkpoints, StoreAll):
+def kind_of(checkpoints: Checkpoints, n: int, known: bool) -> Kind:
+    """The kind of a schedule for n steps; all are on the tape if they are a single block."""
+    bounds = checkpoints.bounds(n, known)
+    keep = bounds.keep
+    if isinstance(checkpoints, StoreAll) or (known and bounds.tape >= n):
         return Kind("all", keep)
     if isinstance(checkpoints, Rewind):
         return Kind("rewind", None)
@@ -43,8 +48,31 @@ class Needs:
 
     Attributes:
         row: What the tape keeps of a step (of the compiled engine: of a chunk of steps).
-        work: The working set.
+        work: The working set beside many rows.
+        few: A bound of the working set beside few rows: the peak may lie elsewhere then.
+        measured: The working set by the numbers of rows that were measured, many being the most of them.
     """
 
     row: int
-    work: int
+    work: int = 0
+    few: int = 0
+    measured: dict[int, int] = field(default_factory=dict[int, int])
+
+    def beside(self, rows: int) -> int:
+        """The working set of sweeps with so many rows on the tape."""
+        many = max(self.measured, default=0)
+        return self.measured.get(rows, self.work if rows >= many else self.few)
+
+
+def state_bytes(run: Run, y0: Leaves, p: Leaves) -> int:
+    """The bytes of a state with its carry, and with generators and buffers that are kept beside it."""
+    f, carry = run.field, Leaves()
+    evaluations, snapshot = f.evaluations, f.snapshot()
+    if len(run.times) > 1:
+        with torch.no_grad():
+            carry = f.bound(p, lambda: run.scheme.init(f, run.times[0], y0, p))
+    f.evaluations = evaluations
+    if snapshot is None:
+        return nbytes((*y0, *carry))
+    snapshot.restore()
+    return nbytes((*y0, *carry)) + snapshot.nbytes

@@ -102,7 +102,7 @@ def planned(
         budget=budget,
         state_bytes=rehearsal.state,
         output_bytes=rehearsal.outputs,
-        row_bytes=rehearsal.needs(kind_of(checkpoints)).row,
+        row_bytes=rehearsal.needs(kind_of(checkpoints, most, known)).row,
         working_bytes=working_set(rehearsal, checkpoints, most),
         peak_bytes=peak,
         disk_bytes=disk,

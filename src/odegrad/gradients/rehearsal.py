@@ -10,6 +10,10 @@ keeps of a step, and W the most that the sweeps hold besides: the graphs and cot
 step, the sums of the parameter gradient, copies of states. D follows from shapes. R and W come from the
 peaks of rehearsals of different length, which run the real sweeps on a few steps at the start of the
 solve and count all that torch allocates.
+
+As a function of the rows on the tape the peak is the largest of several straight lines, one for each
+moment that it may lie at; R is the steepest of the slopes. Beyond what was measured the line through
+the last point is a bound, and the line of slope R over all points is one between them.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 
 import torch
@@ -25,19 +29,20 @@ from torch import Tensor
 
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
-from odegrad.gradients.needs import Kind, Needs
+from odegrad.gradients.needs import Kind, Needs, state_bytes
 from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run, Stats
-from odegrad.sweeps.saved import step_graph_bytes
+from odegrad.sweeps.graphs import stretch_length
+from odegrad.sweeps.saved import step_graph
 from odegrad.sweeps.steps import fixed_grid
 
 __all__ = ["Rehearsal", "results_of"]
 
 
-Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves], None]
-"""Both sweeps of a solve with a schedule: given run, schedule, y0, p, ts and the outputs' cotangents."""
+Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves | None], None]
+"""Both sweeps, given run, schedule, y0, p, ts and the outputs' cotangents; the first alone with None."""
 
 
 _KNOWN: weakref.WeakKeyDictionary[object, dict[Hashable, Needs]] = weakref.WeakKeyDictionary()
@@ -62,7 +67,7 @@ class Rehearsal:
         y0: The initial state.
         p: The tensors that f reads.
         ts: The landing times.
-        wanted: Which of p need a cotangent.
+        wanted: Which of p, and then of ts, need a cotangent.
         sweeps: Runs both sweeps.
         chunk: How many steps the engine takes at a time when it keeps what.
         known: Results of earlier rehearsals.
@@ -71,12 +76,13 @@ class Rehearsal:
         budget: The bytes allowed, or None.
 
     Attributes:
-        run: As given, like y0, chunk, retained.
-        device: Where the state is.
+        run: As given, like y0, chunk, retained; device is that of y0.
         state: D.
         outputs: 2 T D_y, 0 if no states are put out.
         sums: The bytes of the parameter gradient.
+        timed: Whether the landing times need a cotangent.
         n_steps: The number of steps, None if it is not known in advance.
+        spacing: The fewest steps from one landing to the next.
     """
 
     def __init__(
@@ -94,31 +100,30 @@ class Rehearsal:
         budget: int | None,
     ) -> None:
         self.run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
-        self.y0 = tuple(x.detach() for x in y0)
-        self.device = y0[0].device
+        self.y0, self.device = tuple(x.detach() for x in y0), y0[0].device
         self.chunk, self.retained, self._budget = chunk, retained, budget
         self._results, self._key, self._wanted = known, key, wanted[: len(p)]
+        self._found: dict[Hashable, Needs] = {}  # also what is not to be remembered
         self.n_steps: int | None = None
+        self.spacing = 1
         if isinstance(run.stepsize, FixedStepSize):
-            self.n_steps = fixed_grid(run, run.stepsize).n_steps
-        self.state = self._remembered("state", self._state_bytes)
+            grid = fixed_grid(run, run.stepsize)
+            self.n_steps, self.spacing = grid.n_steps, min(map(len, grid.segments), default=1)
+        self.state = self._remembered("state", lambda: Needs(state_bytes(run, self.y0, p))).row
         self.outputs = 2 * len(run.times) * self._output
         self.sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
+        self.timed = wanted[-1]
 
     @property
     def _output(self) -> int:
         """D_y, 0 if no states are put out."""
         return nbytes(self.y0) if self.run.loss is None else 0
 
-    def is_dense(self, keep: Keep | None) -> bool:
-        """Whether a rehearsal has a label after every step, since about every step of the solve has one.
-
-        Not with streamed losses and graphs: of these labels only those of one stretch count at a time.
-        """
+    @property
+    def is_dense(self) -> bool:
+        """Whether rehearsals have a label after every step: about every step of the solve has one."""
         labels = len(self.run.times) - 1
-        if labels < 2 or (self.run.loss is not None and keep is Keep.GRAPH):
-            return False
-        return self.n_steps is None or 2 * labels >= self.n_steps
+        return labels > 1 and (self.n_steps is None or 2 * labels >= self.n_steps)
 
     def needs(self, kind: Kind) -> Needs:
         """What the steps of a kind need."""
@@ -126,10 +131,10 @@ class Rehearsal:
         lengths = (2, 3) if compiled else (4, 5)
         if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
             lengths = (4, 5) if 6 * self.step_graph <= self._budget else (2, 3)
-        key = (self._key, kind, lengths, self.is_dense(kind.keep))
-        found = self._results.get(key)
+        key = (self._key, kind, lengths, self.is_dense)
+        found = self._found.get(key) or self._results.get(key)
         if found is None:
-            found = self._measured(kind, lengths)
+            self._found[key] = found = self._measured(kind, lengths)
             # Under a profiler it was not seen by the same means.
             if compiled or not torch.autograd._profiler_enabled():  # pyright: ignore
                 self._remember(key, found)
@@ -140,83 +145,81 @@ class Rehearsal:
             del self._results[next(iter(self._results))]
         self._results[key] = found
 
-    def _remembered(self, what: str, measure: Callable[[], int]) -> int:
-        """A number that is measured once."""
+    def _remembered(self, what: str, measure: Callable[[], Needs]) -> Needs:
+        """Something that is measured once."""
         key = (self._key, what)
         if key not in self._results:
-            self._remember(key, Needs(measure(), 0))
-        return self._results[key].row
+            self._remember(key, measure())
+        return self._results[key]
 
-    def fits(self, kind: Kind, budget: int) -> bool:
-        """Whether a rehearsal of this kind may fit into a budget: a guess."""
-        if self.run.programs is not None or kind.keep is Keep.STAGES:
-            return True
-        return (1 if kind.keep is None else 3) * self.step_graph <= budget
-
-    @cached_property
+    @property
     def step_graph(self) -> int:
         """About what the graphs of one step save: those of one evaluation, times their number."""
+        return self._graph.row
+
+    @property
+    def stretch(self) -> int:
+        """How many steps a stretch of graphs has at least."""
+        return stretch_length(self._graph.work)
+
+    @cached_property
+    def _graph(self) -> Needs:
         p = self.run.field.own(self._p, self._wanted)
-        return self._remembered("graph", lambda: step_graph_bytes(self.run, self.y0, p))
+        return self._remembered("graph", lambda: Needs(*step_graph(self.run, self.y0, p)))
 
     def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
         if keep is None:
             # Up to four steps are taken again in a row: what they hold does not grow any more then.
             checkpoints, n = (Rewind(), 5) if kind.shape == "rewind" else (Binomial(1), 6)
-            return Needs(0, self._beyond_states(checkpoints, n)[0])
+            return Needs(0, work=self._beyond_states(checkpoints, n)[0])
         makes: dict[str, Callable[[int], tuple[Checkpoints, int]]] = {
             "all": lambda m: (StoreAll(keep), m),
             "starts": lambda m: (Every(m, keep), 3 * m),
             # One stored state, from which steps are taken again before those of a block are.
             "block": lambda m: (Blockwise(Binomial(1), m, keep), (6 if m == k else 3) * m),
         }
-        found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, *lengths)}
-        (first, kept), (second, more) = (found[m] for m in lengths)
-        # A peak of few rows may lie where none is left: what was kept tells the row then.
-        row = max(second - first, more - kept, 0)
-        return Needs(row, max(peak - m * row for m, (peak, _) in found.items()))
+        found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, 2, *lengths)}
+        (first, ahead), (second, further) = (found[m] for m in lengths)
+        # A peak of few rows may lie where none is left: the forward sweep tells the row then.
+        copies = 2 if self.retained and kind.shape != "all" else 1
+        row = max(second - first, copies * (further - ahead) + self.label_cotangent(keep), 0)
+        beside = {m: peak - m * row for m, (peak, _) in found.items()}
+        return Needs(row, beside[lengths[1]], max(beside.values()), beside)
+
+    def label_cotangent(self, keep: Keep | None) -> int:
+        """What is held for the label of a step while the graphs of its stretch are pulled back."""
+        streamed = self.run.loss is not None and self.run.programs is None and keep is Keep.GRAPH
+        return nbytes(self.y0) if streamed and self.is_dense else 0
 
     def _beyond_states(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
-        """The peak of a rehearsal, and what it kept, without outputs and stored states."""
-        bounds = checkpoints.bounds(n, known=True)
-        peak, kept = self._peak(checkpoints, n)
+        """The peaks of a rehearsal and of its forward sweep, without outputs and stored states."""
+        bounds, times = checkpoints.bounds(n, known=True), self._n_times(n)
         states = (bounds.device + bounds.held) * self.state
-        outputs = 2 * self._n_times(n, bounds.keep) * self._output
-        return peak - outputs - states, kept - states
+        both, ahead = self._peaks(checkpoints, n)
+        return both - 2 * times * self._output - states, ahead - times * self._output - states
 
-    def _n_times(self, n: int, keep: Keep | None) -> int:
+    def _n_times(self, n: int) -> int:
         """How many landing times a rehearsal of n steps has."""
-        return n + 1 if self.is_dense(keep) else min(3, len(self.run.times))
+        return n + 1 if self.is_dense else min(3, len(self.run.times))
 
-    def _state_bytes(self) -> int:
-        """D, with the generators and buffers that are kept beside each state."""
-        snapshot = self.run.field.snapshot()
-        return nbytes((*self.y0, *self._carry())) + (0 if snapshot is None else snapshot.nbytes)
+    def _cotangents(self, labels: int) -> Leaves:
+        """Some of the outputs at so many landing times."""
+        y, field = self.y0, self.run.field
+        if self.run.loss is None:
+            return tuple(x.new_zeros((labels, *x.shape)) for x in y)
+        one = torch.ones((), dtype=field.time_dtype, device=field.device)
+        return (one, *(torch.ones_like(x) for x in y[field.n_state :]))
 
-    def _carry(self) -> Leaves:
-        run = self.run
-        if len(run.times) < 2:
-            return ()
-        evaluations, snapshot = run.field.evaluations, run.field.snapshot()
-        with torch.no_grad():
-            carry = run.field.bound(
-                self._p, lambda: run.scheme.init(run.field, run.times[0], self.y0, self._p)
-            )
-        run.field.evaluations = evaluations
-        if snapshot is not None:
-            snapshot.restore()
-        return carry
-
-    def _peak(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
-        """The peak of a solve in n short steps, from the initial state on, and what was kept of it."""
+    def _peaks(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
+        """The peaks of both sweeps in n short steps, from the start on, and of the first alone."""
         run, field = self.run, self.run.field
-        span = run.times[-1] - run.times[0]
-        labels = self._n_times(n, checkpoints.bounds(n, known=True).keep)
+        span, labels = run.times[-1] - run.times[0], self._n_times(n)
         # With a label inside, but for the last, it is after the first step: not at the end of a chunk.
         segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}.get(
             labels, tuple(Uniform(1) for _ in range(n))
         )
+        last = len([j for j in range(len(run.times)) if run.label(j) is not None]) - 1
         ends = accumulate((len(x) for x in segments), initial=0)
         rehearsed = replace(
             run,
@@ -224,27 +227,23 @@ class Rehearsal:
             stepsize=Grid(segments),
             max_steps=None,
             monitor=None,
-            stats=Stats(working_bytes=0),
+            stats=Stats(),
             grid=None,
             initial=None,
+            labels=tuple(min(j, last) for j in range(labels)),  # there are no others
         )
         ts = self._ts.new_tensor(rehearsed.times)
         counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
 
-        def both() -> None:
-            y = self.y0
-            if run.loss is None:
-                grads = tuple(x.new_zeros((labels, *x.shape)) for x in y)
-            else:
-                one = torch.ones((), dtype=field.time_dtype, device=field.device)
-                grads = (one, *(torch.ones_like(x) for x in y[field.n_state :]))
-            self._sweeps(rehearsed, checkpoints, y, self._p, ts, grads)
+        def sweeps(grads: Callable[[int], Leaves] | None) -> None:
+            given = None if grads is None else grads(labels)
+            self._sweeps(rehearsed, checkpoints, self.y0, self._p, ts, given)
+            field.forget()
 
         try:
-            both()  # what is allocated once, and never again, is not what is looked for
-            field.forget()
-            peak = peak_bytes(both, self.y0[0].device, run.programs is not None)
-            return peak, rehearsed.stats.peak_bytes or 0
+            sweeps(self._cotangents)  # not looked for: what is allocated once, and never again
+            peak = partial(peak_bytes, device=self.device, compiled=run.programs is not None)
+            return peak(partial(sweeps, self._cotangents)), peak(partial(sweeps, None))
         finally:
             field.evaluations, field.transposes = counts
             if snapshot is not None:

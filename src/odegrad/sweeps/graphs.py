@@ -22,12 +22,20 @@ from odegrad.sweeps.labels import Direct
 from odegrad.sweeps.saved import Meter
 from odegrad.sweeps.steps import Accepted, State, number
 
-__all__ = ["STRETCH", "Graphs", "Pulled", "Stretch", "pull"]
+__all__ = ["STRETCH", "Graphs", "Pulled", "Stretch", "pull", "stretch_length"]
 
 STRETCH = 32
 """Steps per stretch: longer ones gain nothing more, and each is freed as a whole."""
 
 Watched: TypeAlias = tuple[int, float, float, Leaves]
+
+
+def stretch_length(nodes: int) -> int:
+    """Steps per stretch, if the graphs of two have so many nodes.
+
+    A stretch is walked by `check_reachable`, which has to see the whole of it.
+    """
+    return max(1, min(STRETCH, 2 * MOST_NODES // max(1, nodes)))
 
 
 @dataclass
@@ -99,8 +107,7 @@ class Graphs:
             stretch.landings.append((accepted.landing, step.y))
         self._n_steps += 1
         self._meter.measure(stretch.outputs)
-        # A stretch is walked by `check_reachable`, which has to see the whole of it.
-        if stretch.steps < min(STRETCH, 2 * MOST_NODES // max(1, self._meter.nodes)):
+        if stretch.steps < stretch_length(self._meter.nodes):
             return step.y, step.carry
         last = stretch.landings[-1][0] if stretch.landings else stretch.first
         leaves = self.open(stretch.outputs, last)

@@ -12,7 +12,7 @@ from odegrad.reach import MOST_NODES
 from odegrad.state import Leaves
 from odegrad.sweeps.run import Run
 
-__all__ = ["Meter", "step_graph_bytes"]
+__all__ = ["Meter", "step_graph"]
 
 
 class Meter:
@@ -66,8 +66,14 @@ class Meter:
         return self._sizes[0] + (steps - 1) * self._sizes[-1]
 
 
-def step_graph_bytes(run: Run, y0: Leaves, p: Leaves) -> int:
-    """About what the graphs of one step save: those of one evaluation of f, times their number.
+_SCHEME_NODES = 25
+"""The most nodes by which a scheme joins one evaluation of f, for each leaf of the state."""
+
+
+def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int]:
+    """About what the graphs of one step save, and the most nodes that those of two steps have.
+
+    Those of one evaluation of f, times their number.
 
     It leaves no mark on the field, and holds no more than the graph of one evaluation.
 
@@ -91,7 +97,8 @@ def step_graph_bytes(run: Run, y0: Leaves, p: Leaves) -> int:
         with torch.enable_grad():
             y = tuple(x.detach().requires_grad_() for x in y0)
             meter.measure(field.bound(p, lambda: field(times[0], y, p)))
-        return count * meter.nbytes(1)
+        nodes = 2 * count * (meter.nodes + _SCHEME_NODES * len(y0))
+        return count * meter.nbytes(1), nodes
     finally:
         field.evaluations = before
         field.forget()

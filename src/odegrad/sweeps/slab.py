@@ -88,7 +88,8 @@ class Slab:
             retain: Whether they have to serve again: then they are read only, and what is put into the
                 slab takes new room.
         """
-        other = Slab(limit=None if retain else self._limit)
+        new = self._size if retain else 0  # beside what is read only
+        other = Slab(limit=None if self._limit is None else self._limit + new)
         width = other._width = self._width
         chunks = range(0, len(tensors), width) if width else ()
         other._chunks = [tuple(tensors[k : k + width]) for k in chunks]
