@@ -7,6 +7,7 @@ ys computed by the accepted steps, each interior grid time held at its fixed fra
 from importlib.metadata import PackageNotFoundError, version
 
 from odegrad import controls, errors, schemes
+from odegrad.audit import Audit, audit
 from odegrad.budget import Share
 from odegrad.checkpoints import (
     Binomial,
@@ -18,6 +19,7 @@ from odegrad.checkpoints import (
     StoreAll,
     Tiered,
 )
+from odegrad.density import GradientDensity, gradient_density
 from odegrad.gradients import (
     Backsolve,
     Discrete,
@@ -28,7 +30,6 @@ from odegrad.gradients import (
     Tangent,
     Tape,
 )
-from odegrad.density import GradientDensity, gradient_density
 from odegrad.grid import Grid
 from odegrad.nn import NeuralODE
 from odegrad.plan import plan
@@ -65,6 +66,8 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     "ALF",
+    "Audit",
+    "audit",
     "plan",
     "Share",
     "Rewind",

@@ -1,4 +1,4 @@
-"""The command line: `odegrad fit` and `odegrad bench`. Needs the extra `cli`."""
+"""The command line: `odegrad fit`, `odegrad bench` and `odegrad audit`. Needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -225,6 +225,50 @@ def bench(
     except KeyboardInterrupt:
         _fail("bench", "interrupted", 130)
     print_results(found, describe_machine(("torch", "odegrad", "torchdiffeq")))
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write an HTML report."
+)
+@click.option(
+    "--json", "data", metavar="FILE", type=click.Path(path_type=Path), help="Write all numbers."
+)
+@click.option("--seed", type=int, default=0, help="Of the random directions.")
+@click.option("--progress/--no-progress", default=True, help="Say what is being checked.")
+def audit(factory: str, out: Path | None, data: Path | None, seed: int, progress: bool) -> None:
+    """Checks whether the gradient of a solve is that of its computed loss.
+
+    FACTORY is a function in the module MODULE, which may lie in the current directory. It returns a
+    mapping of the arguments of odegrad.audit: f, y0, ts, loss, and others if need be.
+
+    Exit status: 0 if the gradient is exact, 1 if it is not, or if that could not be checked, 2 if the
+    command could not be carried out. An example: odegrad audit odegrad.fit:hare_lynx
+    """
+    import json
+
+    from odegrad.audit.factory import arguments
+
+    try:
+        given: dict[str, Any] = {"seed": seed, "progress": progress, **arguments(factory)}
+        report = odegrad.audit(**given)
+    except KeyboardInterrupt:
+        _fail("audit", "interrupted", 130)
+    except (OdegradError, TypeError) as error:
+        _fail("audit", error, 2)
+    click.echo(report)
+    try:
+        if out is not None:
+            report.html(out)
+        if data is not None:
+            text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+            data.write_text(text + "\n", encoding="utf-8")
+    except OdegradError as error:
+        _fail("audit", error, 2)
+    except OSError as error:
+        _fail("audit", f"{error.filename}: cannot be written ({error.strerror})", 2)
+    sys.exit(0 if report.passed else 1)
 
 
 def _fail(command: str, error: object, exit_code: int) -> NoReturn:

@@ -13,6 +13,7 @@ A saved model is read back with
 from odegrad.fit.config import Config
 from odegrad.fit.data import Series, read_series
 from odegrad.fit.errors import DataError, OptionError
+from odegrad.fit.example import hare_lynx
 from odegrad.fit.fitted import Fitted, load
 from odegrad.fit.job import Job, Result, prepare, run
 
@@ -24,6 +25,7 @@ __all__ = [
     "OptionError",
     "Result",
     "Series",
+    "hare_lynx",
     "load",
     "prepare",
     "read_series",

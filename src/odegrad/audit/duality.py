@@ -1,0 +1,98 @@
+"""Is the gradient the transpose of the steps? The duality of tangents and costates.
+
+For every direction (ẏ0, ṗ, Ṫ), with ẏ_j the tangent of output j carried forward along the accepted steps,
+
+    Σ_j ⟨ȳ_j, ẏ_j⟩ = ⟨a_0, ẏ0⟩ + ⟨p̄, ṗ⟩ + ⟨T̄, Ṫ⟩,     p̄ = Σ_n θ_n.
+
+Both sides are linear in the direction, so no step parameter takes part, and what is left is rounding: N
+steps whose errors add up like a random walk, some ten roundings each, hence the bound 100 ε √N relative
+to the sum of all absolute terms. The left side is by torch's forward mode and shares no code with a
+backward sweep. What it cannot see is what both modes leave out: a tensor that f reads through ``detach``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from odegrad.audit.check import Check, short
+from odegrad.audit.subject import Subject
+from odegrad.audit.vectors import products
+from odegrad.checkpoints import Rewind
+from odegrad.errors import OdegradError
+from odegrad.gradients import Discrete
+from odegrad.state import Leaves
+
+__all__ = ["duality"]
+
+_DIRECTIONS = 3
+_MOST_GROUPS = 40
+
+
+def duality(subject: Subject, generator: torch.Generator) -> Check:
+    """Compares both sides for a few random directions, and for one group after another if they differ."""
+    tolerance = 100 * subject.eps * math.sqrt(max(1, subject.n_steps))
+    rewound = _rewind_error(subject)
+    tolerance += 10 * rewound
+    try:
+        found = [
+            _mismatch(subject, subject.directions(generator), range(len(subject.groups)))
+            for _ in range(_DIRECTIONS)
+        ]
+    except (RuntimeError, NotImplementedError, TypeError, OdegradError) as error:
+        return Check(
+            "duality",
+            "unknown",
+            f"f is not differentiable by torch's forward mode ({short(error)}); see Taylor remainders",
+        )
+    # `max` would lose a NaN.
+    worst = math.inf if any(math.isnan(x) for x in found) else max(found)
+    numbers: dict[str, Any] = {"relative": worst, "tolerance": tolerance, "directions": found}
+    bound = f"bound {tolerance:.0e} = 100 ε √N for N = {subject.n_steps} steps"
+    if rewound:
+        bound += f", and 10 × the reconstruction error {rewound:.0e} of rewinding"
+    if worst <= tolerance:
+        text = (
+            f"the gradient is the transpose of the accepted steps, to {worst:.0e} ({bound}; no step "
+            "parameter takes part)"
+        )
+        return Check("duality", "passed", text, numbers)
+    broken = _groups(subject, generator, tolerance)
+    numbers["groups"] = broken
+    which = ", ".join(f"{name} by {x:.0e}" for name, x in broken.items()) or "no single group alone"
+    text = (
+        f"the gradient is not the transpose of the accepted steps: off by {worst:.0e} ({bound}). "
+    )
+    return Check("duality", "flagged", f"{text}What breaks it: {which}", numbers)
+
+
+def _rewind_error(subject: Subject) -> float:
+    gradient, stats = subject.gradient, subject.first.run.stats
+    rewinds = isinstance(gradient, Discrete) and isinstance(gradient.checkpoints, Rewind)
+    return (stats.rewind_error or 0.0) if rewinds else 0.0
+
+
+def _groups(subject: Subject, generator: torch.Generator, tolerance: float) -> dict[str, float]:
+    """The groups that break the duality, each with its relative mismatch."""
+    directions = subject.directions(generator)
+    broken: dict[str, float] = {}
+    for k, name in list(enumerate(subject.groups))[:_MOST_GROUPS]:
+        mismatch = _mismatch(subject, directions, [k])
+        if not mismatch <= tolerance:
+            broken[name] = mismatch
+    return broken
+
+
+def _mismatch(subject: Subject, directions: Leaves, chosen: range | list[int]) -> float:
+    """|left − right| / Σ |terms| for directions in some of the groups."""
+    tangents = subject.carried(
+        [subject.active[k] for k in chosen], tuple(directions[k] for k in chosen)
+    )
+    left, size_left = products(subject.first.cotangents, tangents)
+    right, size_right = products(
+        tuple(subject.first.grads[k] for k in chosen), tuple(directions[k] for k in chosen)
+    )
+    size = size_left + size_right
+    return abs(left - right) / size if size else 0.0
