@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import odegrad
 from cases import GRAPHS, leaf, mlp, relative
-from odegrad import Discrete, Every, Steps, Tape, errors
+from odegrad import Discrete, Steps, Tape, errors
 
 TS = [0.0, 0.5, 1.0]
 BOTH = (Tape(), Discrete())
@@ -376,23 +376,6 @@ def test_names_of_attributes_are_not_taken_for_globals() -> None:
 
 def squared(t: Tensor, y: Tensor) -> Tensor:
     return -y * y * torch.cos(t)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@pytest.mark.parametrize("gradient", [Discrete(), Discrete(Every(2)), GRAPHS, odegrad.Backsolve()])
-def test_forward_mode_and_vmap_are_refused_by_name(gradient: Any) -> None:
-    def run(x: Tensor) -> Tensor:
-        return odegrad.solve(squared, x, TS, stepsize=Steps(2), gradient=gradient).ys[-1]
-
-    x = leaf(3).detach()
-    with pytest.raises(
-        errors.GradientUnavailableError, match=r"forward-mode.*use gradient=odegrad.Tape"
-    ):
-        torch.func.jvp(run, (x,), (x,))
-    with pytest.raises(errors.GradientUnavailableError, match="forward-mode"):
-        torch.func.grad(lambda z: torch.func.jvp(lambda x: run(x).sum(), (z,), (x,))[1])(x)
-    with pytest.raises(errors.GradientUnavailableError, match=r"torch\.func\.vmap"):
-        torch.func.vmap(run)(x[None])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

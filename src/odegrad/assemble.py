@@ -19,7 +19,7 @@ from odegrad.errors import (
     OdegradWarning,
 )
 from odegrad.field import VectorField
-from odegrad.gradients import Discrete, Gradient, Mismatched, Tape
+from odegrad.gradients import Discrete, Gradient, Mismatched, Tangent, Tape
 from odegrad.gradients.base import forward_transform
 from odegrad.inputs import check_choices, checked_state, checked_times
 from odegrad.labelloss import LabelLoss
@@ -87,11 +87,8 @@ def assemble(
     check_choices(f, scheme, stepsize, gradient, max_steps)
     # Under a transform numbers cannot be looked at, so their finiteness is not checked.
     transformed = forward_transform()
-    if transformed and not isinstance(gradient, Tape):
-        raise GradientUnavailableError(
-            f"{transformed} does not go through gradient={gradient}; use gradient=odegrad.Tape(), "
-            "whose steps are ordinary differentiable operations"
-        )
+    if transformed:
+        gradient, compile = _under(transformed, gradient, compile), False
     check_finite = check_finite and not transformed
     _check_together(args, loss_at, compile, gradient)
     leaves, structure = checked_state(y0, check_finite)
@@ -147,6 +144,28 @@ def assemble(
     return Problem(
         run, y, p, land.ts, structure, gradient, differentiated, check_finite, land.places
     )
+
+
+def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:
+    """How to differentiate under a transform that takes the steps as ordinary operations.
+
+    Raises:
+        GradientUnavailableError: If the gradient mode is not that of the computed numbers.
+    """
+    if not isinstance(gradient, Discrete | Tangent | Tape):
+        raise GradientUnavailableError(
+            f"{transform} does not go through gradient={gradient}, which is not the derivative of the "
+            "computed numbers; use gradient=odegrad.Discrete() or Tape()"
+        )
+    if compile:
+        warn(f"compile=True has no effect on this solve: it runs under {transform}", depth=5)
+    if isinstance(gradient, Discrete) and gradient.limited:
+        warn(
+            f"under {transform} the steps are ordinary operations, so {gradient} takes the memory of "
+            "Tape; torch.func.grad, vjp and jacrev keep to it",
+            depth=5,
+        )
+    return Tape()
 
 
 def _check_together(args: object, loss_at: object, compile: bool, gradient: Gradient) -> None:

@@ -25,7 +25,9 @@ __all__ = [
     "axpy",
     "combine",
     "inner",
+    "is_legacy_batched",
     "nbytes",
+    "off_graph",
     "real_dtype",
     "rms_norm",
     "scale",
@@ -81,6 +83,19 @@ class Structure:
 
     def __repr__(self) -> str:
         return repr(self.unflatten(["*"] * self.n_leaves)).replace("'*'", "*")
+
+
+def is_legacy_batched(x: Tensor) -> bool:
+    """Whether x is a batch of `torch.autograd.grad(is_grads_batched=True)`, which few operations take."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(x))  # pyright: ignore
+
+
+def off_graph(x: Tensor) -> Tensor:
+    """x without its history: a view, where there are views."""
+    if is_legacy_batched(x):
+        with torch.no_grad():
+            return x.clone()
+    return x.detach()
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

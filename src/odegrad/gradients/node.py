@@ -26,7 +26,7 @@ from torch.autograd import Function
 
 from odegrad.errors import SPENT, GradientUnavailableError
 from odegrad.reach import check_reachable
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, off_graph
 
 __all__ = ["Rule", "apply", "plainly"]
 
@@ -129,6 +129,19 @@ class _Nested:
         return sizes[order]
 
 
+def _one_by_one(
+    apply: Callable[..., Sequence[Any]], info: Any, in_dims: Sequence[Any], args: Any
+) -> Any:
+    """The rule for vmap: one sweep per entry of the batch, since a sweep looks at numbers."""
+    found: list[Sequence[Any]] = []
+    for b in range(info.batch_size):
+        pairs = zip(args, in_dims, strict=True)
+        found.append(apply(*(x.select(d, b) if isinstance(d, int) else x for x, d in pairs)))
+    columns = list(zip(*found, strict=True))
+    results = tuple(None if column[0] is None else torch.stack(column) for column in columns)
+    return results, tuple(None if x is None else 0 for x in results)
+
+
 class _Map(Function):
     """Order 0: inputs ↦ (outputs, kept)."""
 
@@ -168,6 +181,14 @@ class _Transpose(Function):
     """Order 1: (inputs, kept, cotangents of outputs) ↦ cotangents of inputs."""
 
     @staticmethod
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: Any, call: _Call, needs: Any, retain: bool, *tensors: Any
+    ) -> Any:
+        del retain  # what was kept serves for every entry
+        args = (call, needs, True, *tensors)
+        return _one_by_one(_Transpose.apply, info, in_dims, args)
+
+    @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         call: _Call, needs: tuple[bool, ...], retain: bool, *tensors: Tensor | None
     ) -> OptionalLeaves:
@@ -194,15 +215,18 @@ class _Transpose(Function):
             )
         n = call.n_inputs
         inputs, cotangents = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        active = [i for i, need in enumerate(ctx.needs) if need]
+        # An input that is constant for one level of torch.func may be differentiated for at another.
+        now = ctx.needs_input_grad[3 : 3 + n]
+        active = [i for i, need in enumerate(ctx.needs) if need or now[i]]
         present = [i for i, g in enumerate(cotangents) if g is not None]
         nested = _Nested(
             call.rule,
-            tuple(None if need else x for x, need in zip(inputs, ctx.needs, strict=True)),
+            tuple(None if i in active else x for i, x in enumerate(inputs)),
             tuple(present),
         )
         v = [*(inputs[i] for i in active), *(cotangents[i] for i in present)]
-        found = _Higher.apply(nested, 2, *v, *(grads[i] for i in active))
+        weights = [torch.zeros_like(inputs[i]) if (g := grads[i]) is None else g for i in active]
+        found = _Higher.apply(nested, 2, *v, *weights)
         result: list[Tensor | None] = [None] * (n + ctx.n_kept + call.n_outputs)
         places = [*active, *(n + ctx.n_kept + i for i in present)]
         for place, grad in zip(places, found, strict=True):
@@ -214,10 +238,14 @@ class _Higher(Function):
     """Order k ≥ 2, on the graph of `Rule.replay`."""
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _one_by_one(_Higher.apply, info, in_dims, args)
+
+    @staticmethod
     def forward(nested: _Nested, order: int, *v: Tensor) -> Leaves:  # pyright: ignore[reportIncompatibleMethodOverride]
         with torch.enable_grad():
-            leaves = tuple(x.detach().requires_grad_() for x in v)
-            return tuple(x.detach() for x in nested.map(order, leaves))
+            leaves = tuple(off_graph(x).requires_grad_() for x in v)
+            return tuple(map(off_graph, nested.map(order, leaves)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Leaves) -> None:

@@ -41,7 +41,8 @@ class Tangent(Gradient):
     that, else one by one. f has to be differentiable by torch's forward mode.
 
     Raises:
-        GradientUnavailableError: When solving, if y0, parameters and ts hold more than 100 000 numbers.
+        GradientUnavailableError: When solving, if y0, parameters and ts hold more than 100 000 numbers; in
+            the backward pass of nested transforms of `torch.func`.
     """
 
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:
@@ -104,7 +105,12 @@ def _derivatives(
     before = run.field.evaluations
     try:
         found = torch.func.vmap(along, randomness="same")(rows)
-    except (RuntimeError, ValueError, NotImplementedError):  # f does something that vmap refuses
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if "escaped?" in str(error):  # torch's forward mode met a tensor of another level
+            raise GradientUnavailableError(
+                "Tangent does not go through nested transforms of torch.func; use gradient=Discrete()"
+            ) from error
+        # f does something that vmap refuses.
         run.field.evaluations = before
         found = tuple(torch.stack(x) for x in zip(*map(along, rows), strict=True))
     like = (

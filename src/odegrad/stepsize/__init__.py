@@ -3,6 +3,7 @@
 from odegrad.stepsize.base import AdaptiveStepSize, Decision, FixedStepSize, History, StepSize
 from odegrad.stepsize.fixed import Fixed, Steps
 from odegrad.stepsize.pid import PID, starting_step
+from odegrad.stepsize.shared import shared_number
 
 __all__ = [
     "PID",
@@ -13,5 +14,6 @@ __all__ = [
     "History",
     "StepSize",
     "Steps",
+    "shared_number",
     "starting_step",
 ]

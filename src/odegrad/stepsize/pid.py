@@ -29,6 +29,7 @@ from odegrad.errors import InvalidTypeError, InvalidValueError
 from odegrad.field import VectorField
 from odegrad.state import Leaves, Time, align, axpy, rms_norm
 from odegrad.stepsize.base import AdaptiveStepSize, Decision, History
+from odegrad.stepsize.shared import shared_number
 
 __all__ = ["PID", "starting_step"]
 
@@ -197,7 +198,7 @@ def starting_step(
     norm = control.scaled_norm
     with torch.no_grad():
         time = torch.tensor(t, dtype=torch.float64)
-        return float(starting_size(field, norm, order, time, direction, y, p))
+        return -shared_number(-starting_size(field, norm, order, time, direction, y, p))
 
 
 def starting_size(

@@ -11,7 +11,7 @@ from odegrad.errors import MaxStepsError, NonFiniteDerivativeError, StepTooSmall
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves
-from odegrad.stepsize import AdaptiveStepSize, History, starting_step
+from odegrad.stepsize import AdaptiveStepSize, History, shared_number, starting_step
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import Accepted, Landings, Walk, number
 
@@ -92,7 +92,7 @@ def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> fl
         return math.inf
     assert step.error is not None
     error = tuple(x.detach() for x in step.error[:n])
-    return float(control.scaled_norm(error, y[:n], step.y[:n]))
+    return shared_number(control.scaled_norm(error, y[:n], step.y[:n]))
 
 
 def check_size(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, is_legacy_batched
 
 __all__ = ["Cotangents", "Total"]
 
@@ -40,6 +40,8 @@ class Total:
             total = self._sums[i]
             if total is None:
                 self._sums[i] = grad.clone()  # what autograd returns may be seen elsewhere, too
+            elif is_legacy_batched(grad) or is_legacy_batched(total):
+                self._sums[i] = total + grad
             else:
                 old.append(total)
                 new.append(grad)
