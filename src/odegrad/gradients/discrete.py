@@ -76,6 +76,11 @@ class Discrete(Gradient):
         """Whether steps are taken back."""
         return isinstance(self.checkpoints, Rewind)
 
+    @property
+    def limited(self) -> bool:
+        """Whether memory was asked to be kept small."""
+        return not (self.checkpoints is None and self.memory is None)
+
     def chunk_bytes(self) -> int:
         """The most bytes that a chunk of steps of the compiled engine should fill.
 
