@@ -31,6 +31,7 @@ from odegrad.gradients import (
     Tape,
 )
 from odegrad.grid import Grid
+from odegrad.hvp import HessianProduct, hvp
 from odegrad.nn import NeuralODE
 from odegrad.plan import plan
 from odegrad.schemes import (
@@ -92,6 +93,8 @@ __all__ = [
     "GaussKronrod",
     "GradientDensity",
     "gradient_density",
+    "HessianProduct",
+    "hvp",
     "Mismatched",
     "Quadrature",
     "Tangent",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from odegrad.gradients.node import apply, plainly
 from odegrad.gradients.planning import Plan, check_bounded, check_plan, planned
 from odegrad.gradients.rehearsal import Rehearsal, results_of
 from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks
+from odegrad.gradients.second import second
 from odegrad.identity import owner
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Run
@@ -102,11 +104,18 @@ class Discrete(Gradient):
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         _check_rewinding(run, checkpoints)
         wanted = tuple(map(may_need_gradient, (*p, ts)))
+        curved = partial(second, run, self._lifted_schedule, len(y0))
         if run.programs is not None:
-            rule = compiled_rule(run, run.programs, checkpoints, len(y0), wanted)
+            rule = compiled_rule(run, run.programs, checkpoints, len(y0), wanted, curved)
         else:
-            rule = eager_rule(run, checkpoints, len(y0), wanted)
+            rule = eager_rule(run, checkpoints, len(y0), wanted, second=curved)
         return apply(rule, (*y0, *p, ts))
+
+    def _lifted_schedule(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Checkpoints:
+        """What to keep in the sweeps for second derivatives: states twice as large, by the same rule."""
+        if self.memory is None or len(run.times) < 2:
+            return self.checkpoints or StoreAll()
+        return self.plan(run, y0, p, ts, counted=False).checkpoints
 
     def plan(
         self,

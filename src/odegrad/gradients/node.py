@@ -11,14 +11,15 @@ graph. The construction keeps to what composes with everything PyTorch does:
   non-differentiable outputs and saved by autograd, so that it is freed with the graph, checked for
   changes in place, and seen by saved-tensor hooks.
 
-Orders 2 and higher differentiate `Rule.replay`, the map as an ordinary differentiable program.
+Orders 2 and higher differentiate `Rule.replay`, the map as an ordinary differentiable program, unless the
+rule has a cheaper way to order 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ __all__ = ["Rule", "apply", "plainly"]
 
 T = TypeVar("T")
 
+Second: TypeAlias = Callable[
+    [Leaves, Sequence[int], OptionalLeaves, Leaves], "tuple[OptionalLeaves, Leaves] | None"
+]
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -43,12 +48,16 @@ class Rule:
             kept has to serve again) ↦ cotangents of the inputs.
         replay: inputs ↦ outputs on the autograd graph; None if orders above 1 do not exist.
         name: What to call it in messages.
+        second: (inputs, the places of those that take part, cotangents of the outputs, one direction u
+            per taking part) ↦ (∇⟨g, S'u⟩ for each taking part, S'u for each output), in little memory;
+            None, or returning None, if `replay` has to do.
     """
 
     primal: Callable[[Leaves], tuple[Leaves, Leaves]]
     transpose: Callable[[Leaves, Leaves, OptionalLeaves, Sequence[bool], bool], OptionalLeaves]
     replay: Callable[[Leaves], Leaves] | None
     name: str
+    second: Second | None = None
 
 
 def apply(rule: Rule, inputs: Leaves) -> Leaves:
@@ -119,6 +128,26 @@ class _Nested:
             allow_unused=True,
         )
         return tuple(grads)
+
+    def second(self, v: Sequence[Tensor]) -> Leaves | None:
+        """The map of order 2 in little memory, if the rule can do that."""
+        if self.rule.second is None:
+            return None
+        active = [i for i, x in enumerate(self.inputs) if x is None]
+        n, m = len(active), len(active) + len(self.present)
+        given = iter(v)
+        inputs = tuple(next(given) if x is None else x for x in self.inputs)
+        cotangents = dict(zip(self.present, v[n:m], strict=True))
+        n_outputs = max(self.present, default=-1) + 1
+        found = self.rule.second(
+            inputs, active, tuple(cotangents.get(i) for i in range(n_outputs)), tuple(v[m:])
+        )
+        if found is None:
+            return None
+        gradients, tangents = found
+        pairs = zip(gradients, v, strict=False)
+        filled = (torch.zeros_like(x) if g is None else g for g, x in pairs)
+        return (*filled, *(tangents[i] for i in self.present))
 
     def n_arguments(self, order: int) -> int:
         """How many tensors the map of an order takes."""
@@ -235,7 +264,7 @@ class _Transpose(Function):
 
 
 class _Higher(Function):
-    """Order k ≥ 2, on the graph of `Rule.replay`."""
+    """Order k ≥ 2, on the graph of `Rule.replay`; order 2 by `Rule.second`, if possible."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -243,6 +272,8 @@ class _Higher(Function):
 
     @staticmethod
     def forward(nested: _Nested, order: int, *v: Tensor) -> Leaves:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if order == 2 and (found := nested.second(v)) is not None:
+            return found
         with torch.enable_grad():
             leaves = tuple(off_graph(x).requires_grad_() for x in v)
             return tuple(map(off_graph, nested.map(order, leaves)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
 from odegrad.gradients.base import landing_times
-from odegrad.gradients.node import Rule
+from odegrad.gradients.node import Rule, Second
 from odegrad.grid import Clock, stack_times
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves
@@ -29,6 +29,7 @@ def eager_rule(
     n_y: int,
     wanted: Sequence[bool],
     other: Scheme | None = None,
+    second: Second | None = None,
 ) -> Rule:
     """The solve as a map (y0, p, ts) ↦ outputs, step by step in Python.
 
@@ -60,7 +61,8 @@ def eager_rule(
         return found
 
     check = run.check_unchanged if again else None
-    return sweeping_rule(run, n_y, ahead, back, check, None if other is None else "Mismatched")
+    inexact = None if other is None else "Mismatched"
+    return sweeping_rule(run, n_y, ahead, back, check, inexact, second)
 
 
 def _keeps_graphs(checkpoints: Checkpoints) -> bool:
@@ -83,6 +85,7 @@ def compiled_rule(
     checkpoints: Checkpoints,
     n_y: int,
     wanted: Sequence[bool],
+    second: Second | None = None,
 ) -> Rule:
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
@@ -117,7 +120,8 @@ def compiled_rule(
             run, programs, y0, p, landings, checkpoints, used, kept, given.grads, retain
         )
 
-    return sweeping_rule(run, n_y, ahead, back, None if loss is None else loss.check_unchanged)
+    check = None if loss is None else loss.check_unchanged
+    return sweeping_rule(run, n_y, ahead, back, check, None, second)
 
 
 class Backward(NamedTuple):
@@ -139,6 +143,7 @@ def sweeping_rule(
     back: Callable[[Backward], Cotangents],
     check: Callable[[], None] | None,
     inexact: str | None = None,
+    second: Second | None = None,
 ) -> Rule:
     """The rule of two sweeps, of which the second begins with a check.
 
@@ -149,6 +154,7 @@ def sweeping_rule(
         back: The backward sweep.
         check: What to do before the latter, or None.
         inexact: The name of the gradient mode, if it is not the derivative of what `ahead` computes.
+        second: See `Rule`.
     """
     left: list[tuple[Kept, list[int]]] = []  # places and graphs; the other data is kept by autograd
 
@@ -178,7 +184,7 @@ def sweeping_rule(
 
     if inexact is not None:
         return Rule(primal, transpose, None, inexact)
-    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete")
+    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete", second)
 
 
 def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:

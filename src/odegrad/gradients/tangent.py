@@ -41,8 +41,8 @@ class Tangent(Gradient):
     that, else one by one. f has to be differentiable by torch's forward mode.
 
     Raises:
-        GradientUnavailableError: When solving, if y0, parameters and ts hold more than 100 000 numbers; in
-            the backward pass of nested transforms of `torch.func`.
+        GradientUnavailableError: When solving, if y0, parameters and ts hold more than 100 000 numbers;
+            in the backward pass, under nested transforms of `torch.func`.
     """
 
     def solve(self, run: Run, y0: Leaves, p: Leaves, ts: Tensor) -> Leaves:

@@ -126,7 +126,7 @@ def _saved(node: Any) -> list[Tensor]:
 
 
 def _storage(x: Tensor) -> tuple[int, int]:
-    if x.layout is not torch.strided:
-        return id(x), 0  # sparse and others: not counted
+    if x.layout is not torch.strided or x._is_zerotensor():
+        return id(x), 0  # sparse and others: not counted; zeros of forward mode have no storage
     storage = x.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
