@@ -21,12 +21,14 @@ class Check:
         status: How it ended.
         summary: The answer in words.
         numbers: What was measured.
+        headline: The answer in a few words, for the verdict.
     """
 
     name: str
     status: Status
     summary: str
     numbers: dict[str, Any] = field(default_factory=dict[str, Any])
+    headline: str = ""
 
 
 @dataclass(frozen=True)

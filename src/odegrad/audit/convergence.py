@@ -35,6 +35,8 @@ __all__ = ["convergence", "refined"]
 _NAME = "convergence"
 _NOISE = 100
 """Distances below so many ε say nothing about an order."""
+_CHANGE = 1.2
+"""Nor do numbers of steps whose ratio is less."""
 
 
 def convergence(subject: Subject, budget: Budget) -> Check:
@@ -142,8 +144,7 @@ def _level(
     for name, mode in modes.items():
         try:
             g = vector(subject, subject.pull(mode, grid))
-        except OdegradError:
-            level["computed"][name] = math.inf
+        except OdegradError:  # the comparison of modes says why
             continue
         level["computed"][name] = difference(g, computed)
         if exact is not None:
@@ -158,7 +159,7 @@ def _order(levels: list[dict[str, Any]], name: str, eps: float) -> float | None:
         for level in levels
         if _NOISE * eps < level["computed"].get(name, math.inf) < math.inf
     ]
-    if len(usable) < 2 or usable[-1][0] == usable[-2][0]:
+    if len(usable) < 2 or usable[-1][0] < _CHANGE * usable[-2][0]:
         return None
     (n1, e1), (n2, e2) = usable[-2:]
     return math.log(e1 / e2) / math.log(n2 / n1)
@@ -169,7 +170,10 @@ def _summary(
 ) -> str:
     texts: list[str] = []
     for name, order in orders.items():
-        chain = " → ".join(f"{level['computed'][name]:.0e}" for level in levels)
+        found = [level["computed"][name] for level in levels if name in level["computed"]]
+        if not found:
+            continue
+        chain = " → ".join(f"{x:.0e}" for x in found)
         observed = "" if order is None else f", order {order:.1f}"
         texts.append(f"{name} off the gradient of the computed loss by {chain}{observed}")
     nearer = [

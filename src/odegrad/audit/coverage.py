@@ -49,7 +49,7 @@ def coverage(subject: Subject, generator: torch.Generator) -> Check:
     if not texts:
         texts = [f"all {len(pairs)} inputs get a gradient: {_listed(subject.groups)}"]
     numbers = {"not_finite": broken, "hidden": hidden, "unread": unread, "frozen": frozen}
-    return Check("coverage", status, "; ".join(texts), numbers)
+    return Check("coverage", status, "; ".join(texts), numbers, texts[0].split(" (")[0])
 
 
 def _told_apart(

@@ -19,6 +19,7 @@ import torch
 
 from odegrad.audit.check import Check, short
 from odegrad.audit.subject import Subject
+from odegrad.audit.tangents import carried
 from odegrad.audit.vectors import products
 from odegrad.checkpoints import Rewind
 from odegrad.errors import OdegradError
@@ -62,10 +63,9 @@ def duality(subject: Subject, generator: torch.Generator) -> Check:
     broken = _groups(subject, generator, tolerance)
     numbers["groups"] = broken
     which = ", ".join(f"{name} by {x:.0e}" for name, x in broken.items()) or "no single group alone"
-    text = (
-        f"the gradient is not the transpose of the accepted steps: off by {worst:.0e} ({bound}). "
-    )
-    return Check("duality", "flagged", f"{text}What breaks it: {which}", numbers)
+    text = f"the gradient is not the transpose of the accepted steps: off by {worst:.0e}"
+    summary = f"{text} ({bound}). What breaks it: {which}"
+    return Check("duality", "flagged", summary, numbers, text)
 
 
 def _rewind_error(subject: Subject) -> float:
@@ -87,12 +87,9 @@ def _groups(subject: Subject, generator: torch.Generator, tolerance: float) -> d
 
 def _mismatch(subject: Subject, directions: Leaves, chosen: range | list[int]) -> float:
     """|left − right| / Σ |terms| for directions in some of the groups."""
-    tangents = subject.carried(
-        [subject.active[k] for k in chosen], tuple(directions[k] for k in chosen)
-    )
+    moved = tuple(directions[k] for k in chosen)
+    tangents = carried(subject, [subject.active[k] for k in chosen], moved)
     left, size_left = products(subject.first.cotangents, tangents)
-    right, size_right = products(
-        tuple(subject.first.grads[k] for k in chosen), tuple(directions[k] for k in chosen)
-    )
+    right, size_right = products(tuple(subject.first.grads[k] for k in chosen), moved)
     size = size_left + size_right
     return abs(left - right) / size if size else 0.0

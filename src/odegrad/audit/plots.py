@@ -70,8 +70,9 @@ def costate_picture(check: Check) -> str | None:
     shares: Sequence[float] = check.numbers["shares"]
     middles = [(a + b) / 2 for a, b in itertools.pairwise(times)]
     widths = [abs(b - a) for a, b in itertools.pairwise(times)]
-    panels[1].bar(middles, shares, width=widths, color=COLOURS[2], edgecolor="white", lw=0.3)
-    panels[1].set(xlabel="t", ylabel="‖θₙ‖", title="Share of each step in the parameter gradient")
+    rates = [share / width if width else 0.0 for share, width in zip(shares, widths, strict=True)]
+    panels[1].bar(middles, rates, width=widths, color=COLOURS[2], edgecolor="white", lw=0.3)
+    panels[1].set(xlabel="t", ylabel="‖θₙ‖ / |hₙ|", title="Where the parameter gradient comes from")
     return _png(figure)
 
 

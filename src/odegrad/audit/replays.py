@@ -58,7 +58,7 @@ def replays(subject: Subject, world: World) -> Check:
     numbers = {"steps": len(ahead), "stride": stride, "difference": worst}
     if not _loss_repeats(subject):
         text = "the loss itself gives another number for the same ys"
-        return Check("replay", "flagged", "; ".join([text, *notes]), numbers)
+        return Check("replay", "flagged", "; ".join([text, *notes]), numbers, text)
     if not differing:
         text = f"states are bitwise the same again, and recomputed from stored ones ({len(ahead)} steps)"
         return Check(
@@ -73,7 +73,7 @@ def replays(subject: Subject, world: World) -> Check:
         text = f"{when}, by rounding alone: use torch.use_deterministic_algorithms(True)"
         return Check("replay", "information", "; ".join([text, *notes]), numbers)
     who = _who(subject, min(differing), others)
-    return Check("replay", "flagged", "; ".join([who, when, *notes]), numbers)
+    return Check("replay", "flagged", "; ".join([who, when, *notes]), numbers, who)
 
 
 def _march(subject: Subject, see: Callable[[Accepted], object], stop: int | None = None) -> None:

@@ -65,12 +65,8 @@ class Audit:
     @property
     def _against(self) -> list[str]:
         """What speaks against exactness, a culprit with a name first."""
-        order = ("replay", "coverage", "duality", "taylor")
-        return [
-            self.check(name).summary.split(". ")[0]
-            for name in order
-            if self.check(name).status == "flagged"
-        ]
+        checks = [self.check(name) for name in ("replay", "coverage", "duality", "taylor")]
+        return [check.headline for check in checks if check.status == "flagged"]
 
     def check(self, name: str) -> Check:
         """The check of a name."""

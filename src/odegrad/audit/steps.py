@@ -27,6 +27,8 @@ __all__ = ["step_term"]
 
 _NAME = "step sizes"
 _SIZES = (1e-4, 1e-5, 1e-6, 1e-7)
+_LEAST = 1e3
+"""In ε: below, rounding moves the steps."""
 
 
 def step_term(subject: Subject, generator: torch.Generator) -> Check:
@@ -55,7 +57,7 @@ def step_term(subject: Subject, generator: torch.Generator) -> Check:
     if rates is None:
         text = (
             f"grid times that move by a step would change the gradient by {bound / slope:.0e}; how far "
-            "they move with the parameters could not be measured, since they jump"
+            "they move with the parameters could not be measured, since they do not move smoothly"
         )
         return Check(_NAME, "information", text, numbers | {"relative_of_one_step": bound / slope})
     relative = abs(float((bars * rates).sum())) / slope
@@ -78,9 +80,10 @@ def _rates(subject: Subject, directions: Leaves) -> Tensor | None:
 
     last: Tensor | None = None
     for e in _SIZES:
-        size = max(e, 10 * subject.eps)
-        right, left = moved(size), moved(-size)
-        found = None if right is None or left is None else (right - left) / (2 * size)
+        if e < _LEAST * subject.eps:
+            break
+        right, left = moved(e), moved(-e)
+        found = None if right is None or left is None else (right - left) / (2 * e)
         # A rejection more or less moves the steps by a jump, not at a rate.
         if found is not None and last is not None and _agree(found, last):
             return found

@@ -30,7 +30,6 @@ from odegrad.state import Leaves, real_dtype
 from odegrad.stepsize import AdaptiveStepSize, StepSize
 from odegrad.sweeps import Run, Stats, forward
 from odegrad.sweeps.run import Witness
-from odegrad.sweeps.tangent import tangent
 
 __all__ = ["Pulled", "Subject"]
 
@@ -239,9 +238,3 @@ class Subject:
         with torch.no_grad():
             outputs = run.field.bound(p, lambda: forward(run, y, p, run.times)[0])
             return float(self.objective.value(outputs)), run.accepted_grid
-
-    def carried(self, active: Sequence[int], directions: Leaves) -> Leaves:
-        """The tangents of the outputs, along the accepted grid."""
-        run = self.run(self.grid)
-        run.grid, run.initial = self.grid, self.first.run.initial
-        return tangent(run, self.inputs, self.n_y, active, directions)[1]

@@ -103,7 +103,9 @@ def _judged(subject: Subject, directions: Leaves, numbers: dict[str, Any]) -> Ch
         f"derivative of the loss. Off along: {which}. (If duality holds, f reads this through detach, "
         ".data, no_grad or numpy, or is not smooth.)"
     )
-    return Check(name, "flagged", text, numbers)
+    return Check(
+        name, "flagged", text, numbers, f"Taylor remainders fall at the rate {rate:.2f}, not 2"
+    )
 
 
 def _clean(remainders: list[float], least: float) -> list[int]:
