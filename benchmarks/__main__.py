@@ -167,7 +167,7 @@ def products(quick: bool, repeats: int | None, out: Path | None, core: int | Non
     metavar="A,B,...",
     callback=_names,
     help="Parts, or their beginnings: prediction, budget, "
-    "million, complexity, online; what was measured of the others stays.  [default: all]",
+    "million, labels, complexity, online; what was measured of the others stays.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Small problems, to see that everything runs.")
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds of timing.")

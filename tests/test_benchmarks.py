@@ -14,7 +14,7 @@ from benchmarks import results
 from benchmarks.__main__ import main
 from benchmarks.accuracy import References, relative_error
 from benchmarks.limit import limit_ratio
-from benchmarks.memory import budget, complexity, million, online, prediction
+from benchmarks.memory import budget, complexity, labels, million, online, prediction
 from benchmarks.memory.parts import MIB, Check, Effort, check_table
 from benchmarks.memory.process import Job, in_fresh_process
 from benchmarks.memory.profiled import profiled_peak
@@ -193,6 +193,16 @@ def test_a_process_that_fails_says_why():
     assert "MemoryBudgetError" in in_fresh_process(job)
 
 
+def test_labels_are_measured_with_a_budget_and_without():
+    record = labels.measure(QUICK, quiet)
+    assert [x["labels"] for x in record["rows"]] == [10, 300, 10, 300]
+    assert all(x["finite"] and x["peak"] > x["bare"] for x in record["rows"])
+    assert all(x["torch_peak"] <= 4 * MIB for x in record["rows"])
+    assert [x["outputs"] for x in record["rows"]][:2] == [2 * 11 * 2000, 2 * 301 * 2000]
+    assert "a state per step" in labels.table(record)
+    assert "MemoryBudgetError" in labels.in_fresh_process(labels.Job(10, "1B"))
+
+
 def test_times_are_compared_with_a_model():
     record = complexity.measure(QUICK, quiet)
     assert [x["advances"] for x in record["rows"]] == [380, 184, 125, 102, 86, 74]
@@ -217,7 +227,7 @@ def test_parts_are_kept_from_earlier_calls(tmp_path, capsys):
     assert all("met" in x for part in parts.values() for x in part["checks"])
     assert (tmp_path / "memory.png").stat().st_size > 1000
     assert "states" in capsys.readouterr().out
-    assert set(PARTS) == {"prediction", "budget", "million", "complexity", "online"}
+    assert set(PARTS) == {"prediction", "budget", "million", "labels", "complexity", "online"}
 
 
 # The rest.

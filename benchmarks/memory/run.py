@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.memory import budget, complexity, million, online, prediction
+from benchmarks.memory import budget, complexity, labels, million, online, prediction
 from benchmarks.memory.parts import Effort, Record, Say, check_table
 from benchmarks.plots import draw_memory
 
@@ -19,6 +19,7 @@ PARTS: dict[str, Any] = {
     "prediction": prediction,
     "budget": budget,
     "million": million,
+    "labels": labels,
     "complexity": complexity,
     "online": online,
 }
