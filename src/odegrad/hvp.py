@@ -38,8 +38,8 @@ def hvp(
     """The product of the Hessian of a loss with a vector: exact for the computed loss.
 
     The loss may contain any number of solves and whatever else is differentiable twice. A solve with
-    `Discrete` stays within its schedule, if f has forward-mode derivatives, and unless it is differentiated
-    for its times or streams a loss; else it takes the memory of `Tape`. Nothing is added to ``.grad``.
+    `Discrete` stays within its schedule, unless it is differentiated for its times or streams a loss:
+    then it takes the memory of `Tape`. Nothing is added to ``.grad``.
 
     Arguments:
         loss: Gives the loss, a 0-dim tensor.

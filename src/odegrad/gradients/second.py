@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from odegrad.checkpoints import Checkpoints
-from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.state import Leaves, OptionalLeaves, is_legacy_batched
 from odegrad.sweeps import Run, Stats, backward, forward
@@ -74,13 +72,6 @@ def second(
         assert kept is not None
         back = lambda: backward(lifted, state, p, None, checkpoints, kept, grads, False)  # noqa: E731
         found = run.field.bound(p, back)
-    except NotImplementedError as error:  # no forward-mode derivative of something in f
-        warnings.warn(
-            f"second derivatives take the memory of Tape here: {str(error).splitlines()[0]}",
-            OdegradWarning,
-            stacklevel=2,
-        )
-        return None
     finally:
         if before is not None:
             before.restore()

@@ -15,11 +15,11 @@ Reference: A. Griewank & A. Walther, *Evaluating Derivatives* (2008), 5.4 (secon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
@@ -34,10 +34,8 @@ class LiftedField:
     Arguments:
         field: The field.
         n: The number of leaves of y.
-        directions: ṗ, one per tensor that f reads; None is zero.
-
-    Raises:
-        NotImplementedError: When called, if f does something that has no forward-mode derivative.
+        directions: ṗ, one per tensor that f reads; None is zero. Those that move have to require grad
+            where they are read.
     """
 
     def __init__(self, field: VectorField, n: int, directions: OptionalLeaves) -> None:
@@ -56,24 +54,52 @@ class LiftedField:
         self._field.transposes = count
 
     def __call__(self, t: Time, y: Leaves, p: Leaves) -> Leaves:
-        """(f, f_y ẏ + f_p ṗ) at (t, (y, ẏ))."""
-        n = self._n
-        # A sweep runs inside of a Function, where torch switches forward mode off.
-        switched_on = forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore
-        with switched_on, forward_ad.dual_level():
-            dual_y = tuple(forward_ad.make_dual(a, b) for a, b in zip(y[:n], y[n:], strict=True))
-            dual_p = tuple(
-                x if d is None else forward_ad.make_dual(x, d)
-                for x, d in zip(p, self._directions, strict=True)
-            )
-            slopes = self._field.bound(dual_p, lambda: self._field(t, dual_y, dual_p))
-            pairs = [forward_ad.unpack_dual(x) for x in slopes]
-            values = tuple(pair.primal for pair in pairs)
-            tangents = tuple(
-                torch.zeros_like(x) if pair.tangent is None else pair.tangent
-                for x, pair in zip(values, pairs, strict=True)
-            )
-        return (*values, *tangents)
+        """(f, f_y ẏ + f_p ṗ) at (t, (y, ẏ)).
+
+        The tangent is the transpose of w ↦ (f_yᵀ w, f_pᵀ w): what f takes off the graph stays off it, as
+        in first derivatives (torch's forward mode would go through ``torch.no_grad``).
+        """
+        n, on_graph = self._n, torch.is_grad_enabled()
+        moving = [i for i, d in enumerate(self._directions) if d is not None]
+        with torch.enable_grad():
+            point = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y[:n])
+            if any(x.grad_fn is not None for x in point):
+                # The state may depend on p: f gets aliases of both, for its partial derivatives.
+                point = tuple(x.view_as(x) for x in point)
+                read = tuple(x.view_as(x) if i in moving else x for i, x in enumerate(p))
+                values = self._field.bound(read, lambda: self._field(t, point, read))
+            else:
+                read, values = p, self._field(t, point, p)
+            weights = [torch.zeros_like(x).requires_grad_() for x in values]
+            pairs = [(x, w) for x, w in zip(values, weights, strict=True) if x.requires_grad]
+            inputs = [*point, *(read[i] for i in moving)]
+            directions = [*y[n:], *(d for d in self._directions if d is not None)]
+            tangents: Sequence[Tensor | None] = [None] * n
+            if pairs:
+                pulled = torch.autograd.grad(
+                    [x for x, _ in pairs],
+                    inputs,
+                    [w for _, w in pairs],
+                    create_graph=True,
+                    allow_unused=True,
+                )
+                paired: list[tuple[Tensor | None, Tensor]] = list(
+                    zip(pulled, directions, strict=True)
+                )
+                linear = [(g, d) for g, d in paired if g is not None and g.requires_grad]
+                if linear:
+                    tangents = torch.autograd.grad(
+                        [g for g, _ in linear],
+                        weights,
+                        [d for _, d in linear],
+                        create_graph=on_graph,
+                        allow_unused=True,
+                    )
+        found = (
+            torch.zeros_like(x) if v is None else v for x, v in zip(values, tangents, strict=True)
+        )
+        result = (*values, *found)
+        return result if on_graph else tuple(x.detach() for x in result)
 
     def linearize(self, t: Time, y: Leaves, p: Leaves) -> Linearization:
         """As `VectorField.linearize`."""
