@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench exhaustive lint format types contracts clean
+.PHONY: help setup demo test bench paper exhaustive lint format types contracts clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,9 @@ test: $(STAMP) ## run the tests and the doctests
 bench: $(STAMP) ## compare with other libraries (about half an hour)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks peers
+
+paper: $(STAMP) ## redo the experiments of docs/paper.md (some minutes)
+	$(BIN)/python -m benchmarks paper
 
 exhaustive: $(STAMP) ## run the long enumerations that make test leaves out
 	@# 5 is pytest's code for "no test is marked": not a failure here, and only here.

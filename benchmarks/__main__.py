@@ -1,4 +1,4 @@
-"""The front: ``python -m benchmarks peers|limit|scaling|products|memory``; ``--help`` says more."""
+"""The front: ``python -m benchmarks peers|limit|scaling|products|memory|paper``; ``--help`` says more."""
 
 from __future__ import annotations
 
@@ -191,6 +191,31 @@ def budgets(
 
     parts = _chosen("part", {name: name for name in PARTS}, only)
     run(parts, Effort(quick, repeats, everything), out, say)
+
+
+@main.command()
+@click.option(
+    "--only",
+    metavar="A,B,...",
+    callback=_names,
+    help="Parts, or their beginnings: inconsistency, transpose, integral, labels, lagrange, density, "
+    "tangent; what was measured of the others stays.  [default: all]",
+)
+@click.option("--quick", is_flag=True, help="Small problems, to see that everything runs.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for all.  [default: benchmarks/results, and docs for the page]",
+)
+@click.option("--core", type=int, help="The core to run on.  [default: the last]")
+def paper(only: tuple[str, ...], quick: bool, out: Path | None, core: int | None) -> None:
+    """Checks the claims of Hu 2024 and writes docs/paper.md (a few minutes)."""
+    if quick and out is None:
+        raise click.UsageError("--quick needs --out, so that it replaces no results")
+    results, say = _begin(core, out)
+    from benchmarks.paper.run import DOCS, PARTS, run
+
+    run(_chosen("part", {name: name for name in PARTS}, only), quick, results, out or DOCS, say)
 
 
 if __name__ == "__main__":

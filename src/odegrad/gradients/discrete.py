@@ -49,10 +49,13 @@ class Discrete(Gradient):
             steps again. `odegrad.plan` shows it. None (default) is no limit: without `checkpoints`,
             `StoreAll` then, whatever memory is free.
 
+        replay_check: Whether to look, in the first transposed step, if f gives again what it gave.
+
     Raises:
         InvalidTypeError: If `checkpoints` is not a schedule, or `memory` not a size.
         InvalidValueError: If `memory` is not positive or has an unknown unit.
         MemoryBudgetError: When solving, before the first step, if the memory is too little.
+        NonDeterministicFieldError: In the backward pass, if f does not give again what it gave.
 
     Example:
         >>> import odegrad
@@ -62,6 +65,7 @@ class Discrete(Gradient):
 
     checkpoints: Checkpoints | None = None
     memory: int | str | Share | None = None
+    replay_check: bool = True
 
     def __post_init__(self) -> None:
         given = self.checkpoints
@@ -103,6 +107,7 @@ class Discrete(Gradient):
             checkpoints = plan.checkpoints
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         _check_rewinding(run, checkpoints)
+        run.replay_check = self.replay_check
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         curved = partial(second, run, self._lifted_schedule, len(y0))
         if run.programs is not None:

@@ -126,6 +126,7 @@ class ALF(Scheme):
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
+        after: bool = False,
     ) -> StepGrad:
         """The transpose of one step: one vector–Jacobian product; see the head of this module."""
         del grad_dense, kept  # there are no dense coefficients
@@ -140,7 +141,10 @@ class ALF(Scheme):
             v = self._reflected(point.value, carry)
             grad_dt = 0.5 * (inner(v, grad_y, dt) + inner(carry, grad_half, dt))
             grad_dt = grad_dt if tau is None else grad_dt + 0.5 * tau
-        return StepGrad(grad_t, grad_dt, grad_half, before, grad_p)
+        end = None
+        if after:
+            end = axpy(half, dt, (0.5,), (self._reflected(point.value, carry),))
+        return StepGrad(grad_t, grad_dt, grad_half, before, grad_p, end)
 
     def _reflected(self, u: Leaves, v: Leaves) -> Leaves:
         """v' = 2η u + (1 − 2η) v."""

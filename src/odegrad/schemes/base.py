@@ -53,7 +53,8 @@ class Step(NamedTuple):
 class StepGrad(NamedTuple):
     """Cotangents of the inputs of a step; None is structurally zero.
 
-    `t` and `dt` are None if the step was given floats, `carry` if no cotangent reaches it.
+    `t` and `dt` are None if the step was given floats, `carry` if no cotangent reaches it. `after` is the
+    state after the step as it was computed again, if that was asked for.
     """
 
     t: Tensor | None
@@ -61,6 +62,7 @@ class StepGrad(NamedTuple):
     y: Leaves
     carry: Leaves | None
     p: OptionalLeaves
+    after: Leaves | None = None
 
 
 class Scheme(ABC):
@@ -148,6 +150,7 @@ class Scheme(ABC):
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
+        after: bool = False,
     ) -> StepGrad:
         """The transpose of `step`, by a graph of the whole step.
 
@@ -163,6 +166,7 @@ class Scheme(ABC):
             grad_dense: The cotangents of the dense coefficients; None is zero.
             kept: The dense coefficients of the step, if they are known: a scheme whose stages can be
                 transposed one at a time needs less memory then. Here it changes nothing.
+            after: Whether to return the state after the step, too.
         """
         del kept
         before = field.evaluations
@@ -181,7 +185,8 @@ class Scheme(ABC):
         field.transposes += field.evaluations - before
         n = len(y)
         grad_t, grad_dt = pulled.times
-        return StepGrad(grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p)
+        end = tuple(x.detach() for x in step.y) if after else None
+        return StepGrad(grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p, end)
 
 
 class _Pulled(NamedTuple):

@@ -114,6 +114,7 @@ class ExplicitRungeKutta(Scheme):
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
+        after: bool = False,
     ) -> StepGrad:
         """The transpose of one step, stage by stage; see the head of this module.
 
@@ -159,7 +160,8 @@ class ExplicitRungeKutta(Scheme):
             if tau is not None:
                 grad_t = tau if grad_t is None else grad_t + tau
                 grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
-        return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p))
+        end = axpy(y, dt, tab.b, stages.again) if after else None
+        return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p), end)
 
 
 class _Stages:
@@ -169,6 +171,7 @@ class _Stages:
 
     Attributes:
         slopes: k_i.
+        again: The same as they were evaluated last: with `kept`, for the transpose.
     """
 
     def __init__(
@@ -186,10 +189,10 @@ class _Stages:
         self._tab, self._field, self._t, self._dt, self._y, self._p = tableau, field, t, dt, y, p
         self._linear: dict[int, Linearization] = {}
         if kept is not None:
-            self.slopes = kept
+            self.slopes, self.again = kept, list(kept)
             return
         first = int(tableau.fsal)
-        self.slopes = slopes = [carry] if first else list[Leaves]()
+        self.slopes = self.again = slopes = [carry] if first else list[Leaves]()
         for i in range(first, last):
             self._linear[i] = self._linearize(i)
             slopes.append(self._linear[i].value)
@@ -200,7 +203,9 @@ class _Stages:
 
     def vjp(self, i: int, grad: OptionalLeaves) -> tuple[Tensor | None, Leaves, OptionalLeaves]:
         """(f_tᵀκ, f_yᵀκ, f_pᵀκ) at stage i; may be called once for each."""
-        return (self._linear.pop(i, None) or self._linearize(i)).vjp(grad)
+        linear = self._linear.pop(i, None) or self._linearize(i)
+        self.again[i] = linear.value
+        return linear.vjp(grad)
 
 
 def _accumulate(total: list[Tensor | None], more: OptionalLeaves) -> list[Tensor | None]:

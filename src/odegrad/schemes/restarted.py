@@ -69,13 +69,14 @@ class Restarted(Scheme):
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
+        after: bool = False,
     ) -> StepGrad:
         """The transpose of the base's step, then that of its `init`."""
         del carry, grad_carry
         seen = seen_by(self, field, t, dt)
         with torch.no_grad():
             first = self.base.init(seen, t, y, p)
-        grads = self.base.step_vjp(seen, t, dt, y, first, p, grad_y, None, grad_dense, kept)
+        grads = self.base.step_vjp(seen, t, dt, y, first, p, grad_y, None, grad_dense, kept, after)
         if grads.carry is None:
             return grads
         begun = self.base.init_vjp(seen, t, y, p, grads.carry)
@@ -85,6 +86,7 @@ class Restarted(Scheme):
             tuple(a + b for a, b in zip(grads.y, begun.y, strict=True)),
             None,
             tuple(_sum(a, b) for a, b in zip(grads.p, begun.p, strict=True)),
+            grads.after,
         )
 
 

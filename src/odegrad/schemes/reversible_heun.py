@@ -104,6 +104,7 @@ class ReversibleHeun(Scheme):
         grad_carry: Leaves | None = None,
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
+        after: bool = False,
     ) -> StepGrad:
         """The transpose of one step: one vector–Jacobian product; see the head of this module."""
         del grad_dense, kept  # there are no dense coefficients
@@ -126,6 +127,7 @@ class ReversibleHeun(Scheme):
             axpy(grad_y, 1.0, (2.0,), (rho,)),
             (*scale(-1.0, rho), *grad_slope),
             grad_p,
+            axpy(y, dt, (0.5, 0.5), (carry[n:], point.value)) if after else None,
         )
 
     def _second(self, dt: Time, y: Leaves, carry: Leaves) -> Leaves:

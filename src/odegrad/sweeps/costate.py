@@ -82,9 +82,13 @@ class Costate:
         y, carry = state[:n_y], state[n_y:]
         # One stage at a time, from the last: not in the order in which f drew random numbers.
         known = slopes if snapshot is None and not self._other else None
+        mark = None if self._other else run.fingerprints.get(n + 1)
         grads = self._scheme.step_vjp(
-            run.field, t, dt, y, carry, self._p, self._grad_y, self._grad_carry, kept=known
-        )
+            run.field, t, dt, y, carry, self._p, self._grad_y, self._grad_carry,
+            kept=known, after=mark is not None,
+        )  # fmt: skip
+        if mark is not None and grads.after is not None:
+            mark.check(grads.after[: run.field.n_state], number(t))
         self._grad_y, self._grad_carry = grads.y, grads.carry
         self._grad_p.add(grads.p)
         if self._times is not None:
@@ -95,6 +99,13 @@ class Costate:
             run.witness.step(n, grads.y, grads.p)
         if run.monitor is not None:
             run.monitor.step("backward", n, number(t), number(dt), y, run.stats)
+
+    def check(self, stretch: Stretch, stop: int) -> None:
+        """Whether a stretch that was taken again, up to state `stop`, ends as it did before."""
+        run = self._run
+        if stop in run.fingerprints:
+            t, _ = self._clock.step(stop - 1)
+            run.fingerprints[stop].check(stretch.outputs[: run.field.n_state], number(t))
 
     def pull_stretch(self, graphs: Graphs, stretch: Stretch, retain: bool) -> None:
         """Transposes the steps of a stretch of graphs at once; they serve again if `retain`."""

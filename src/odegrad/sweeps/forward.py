@@ -16,6 +16,7 @@ from odegrad.grid import Clock
 from odegrad.state import Leaves, Time
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.adaptive import adaptive_steps
+from odegrad.sweeps.fingerprint import Fingerprint
 from odegrad.sweeps.graphs import Graphs
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import Sink, sink
@@ -155,9 +156,14 @@ class _Walk:
         kept, field = self.kept, self._run.field
         assert kept is not None
         actions = checkpoints.forward(self._known)
+        self._run.fingerprints = {}
         while not self._through:
             match next(actions):
                 case Advance(start, stop, every, keep):
+                    if (
+                        keep is Keep.GRAPH and start
+                    ):  # these steps are not taken again, but those before
+                        self._remember()
                     if checkpoints.holds is Hold.LAST:
                         kept.held = Current(start, self._flat(), field.snapshot())
                     self.advance(start, stop, every, keep)
@@ -171,9 +177,18 @@ class _Walk:
         if checkpoints.holds is Hold.END:
             kept.held = Current(self._n, self._flat(), field.snapshot())
         kept.settle()
+        self._remember()
         if self._run.loss is not None:
             kept.end = tuple(x.detach().clone() for x in self._state[0])
         self._run.stats.note(kept)
+
+    def _remember(self) -> None:
+        """Takes the fingerprint of the current state."""
+        run, field = self._run, self._run.field
+        if run.replay_check:
+            dtype = field.autocast[1] if field.autocast[2] else None
+            state = self._state[0][: field.n_state]
+            run.fingerprints[self._n] = Fingerprint.of(state, self._p, dtype)
 
     @property
     def _through(self) -> bool:

@@ -17,6 +17,7 @@ from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import StepSize
+from odegrad.sweeps.fingerprint import Fingerprint
 from odegrad.sweeps.stats import Stats, StepInfo
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class Run:
         programs: The compiled steps, or None to take steps one by one in Python.
         loss: The loss at each landing time, if it is evaluated in the sweeps; else states are put out.
         witness: Who sees the transposed steps, or None.
+        replay_check: Whether to look if f gives again what it gave.
+        fingerprints: If so, the last states that a backward sweep will arrive at again, by number.
         kinks: The landings across which the solution is not smooth.
         labels: Which of the user's times each landing is, or None for a breakpoint; if None, all are.
     """
@@ -150,6 +153,8 @@ class Run:
     programs: Programs | None = None
     loss: LabelLoss | None = None
     witness: Witness | None = None
+    replay_check: bool = False
+    fingerprints: dict[int, Fingerprint] = dataclasses.field(default_factory=dict[int, Fingerprint])
     kinks: tuple[int, ...] = ()
     labels: tuple[int | None, ...] | None = None
 
