@@ -6,16 +6,22 @@ from `OdegradError` and from the built-in exception that a Python user would exp
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
+
 __all__ = [
     "ChangedTensorError",
     "CheckpointStorageError",
     "FieldOutputError",
+    "FieldOutputTypeError",
     "GradientUnavailableError",
     "InvalidTypeError",
     "InvalidValueError",
     "MaxStepsError",
     "MemoryBudgetError",
     "MissingDependencyError",
+    "NonDeterministicFieldError",
     "NonFiniteDerivativeError",
     "NonFiniteInputError",
     "NonFiniteStateError",
@@ -48,6 +54,10 @@ class FieldOutputError(OdegradError, ValueError):
     """The vector field returned something that is not a derivative of the state."""
 
 
+class FieldOutputTypeError(FieldOutputError, TypeError):
+    """The vector field returned something that is not made of tensors like the state."""
+
+
 class NonFiniteInputError(InvalidValueError):
     """The initial state or the times contain NaN or infinity."""
 
@@ -70,6 +80,10 @@ class CheckpointStorageError(OdegradError, OSError):
 
 class RandomFieldError(OdegradError, RuntimeError):
     """The vector field drew random numbers in a way that cannot be repeated exactly."""
+
+
+class NonDeterministicFieldError(OdegradError, RuntimeError):
+    """The vector field, evaluated again, gave something else than in the forward sweep."""
 
 
 class GradientUnavailableError(OdegradError, RuntimeError):
@@ -105,3 +119,20 @@ SPENT = (
     "kept; solve again, or call backward with retain_graph=True"
 )
 """What a `GradientUnavailableError` says in this case."""
+
+
+def annotate(error: BaseException, note: str) -> None:
+    """Adds a note to an exception that passes through, where Python has notes (from 3.11 on)."""
+    if sys.version_info >= (3, 11):
+        error.add_note(f"odegrad: {note}")
+
+
+def warn(message: str) -> None:
+    """Warns the first caller outside of odegrad and torch."""
+    frame, depth = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, OdegradWarning, stacklevel=depth)
+
+
+_INSIDE = ("odegrad", "torch")

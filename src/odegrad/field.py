@@ -22,6 +22,8 @@ from odegrad.errors import (
     ChangedTensorError,
     FieldOutputError,
     RandomFieldError,
+    annotate,
+    warn,
 )
 from odegrad.linearization import Linearization
 from odegrad.outputs import Outputs
@@ -77,6 +79,7 @@ class VectorField:
         self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.evaluations = 0
         self.transposes = 0
+        self._detached: bool | None = None  # whether no evaluation had a graph so far
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -110,6 +113,10 @@ class VectorField:
         self.evaluations = evaluations
         self.mark()
         return (*self._captures.tensors(), *self.arguments)
+
+    def leaf(self, i: int) -> str:
+        """A name for leaf i of the state, for messages."""
+        return self._outputs.leaf(i)
 
     def names(self) -> list[str]:
         """How a person would find each of the tensors that f reads: the captured ones, then `args`."""
@@ -195,6 +202,15 @@ class VectorField:
                 "call; gradient=Tape() does not evaluate f again"
             )
 
+    def check_connected(self, p: Leaves) -> None:
+        """Warns if f reads tensors that require grad, and none of its results depended on anything."""
+        if self._detached and any(x.requires_grad for x in p):
+            warn(
+                "f returned nothing that depends on y or on the tensors that it reads, so that their "
+                "gradient is that of a constant f. If f detaches its result, or computes it under "
+                "torch.no_grad(), take that out"
+            )
+
     @property
     def changes_buffers(self) -> bool:
         """Whether f was seen to change buffers that it reads."""
@@ -228,8 +244,12 @@ class VectorField:
         versions = [version(leaf) for leaf in leaves]
         state = self._state.unflatten(leaves)
         args = self._arguments(p)
-        slopes = self._outputs.slopes(self._functions[0](time, state, *args))
-        cost = [self._outputs.cost(ell(time, state, *args)) for ell in self._functions[1:]]
+        try:
+            slopes = self._outputs.slopes(self._functions[0](time, state, *args))
+            cost = [self._outputs.cost(ell(time, state, *args)) for ell in self._functions[1:]]
+        except Exception as error:
+            annotate(error, f"f was evaluated at t = {t}")
+            raise
         if [version(leaf) for leaf in leaves] != versions:
             raise FieldOutputError(
                 "f changed its argument y in place, which would make the solve wrong; "
@@ -256,6 +276,7 @@ class VectorField:
             leaves = tuple(leaf.detach().requires_grad_() for leaf in y)
             time = t.detach().requires_grad_() if isinstance(t, Tensor) else t
             slopes = self(time, leaves, p)
+        self._detached = self._detached is not False and not any(x.requires_grad for x in slopes)
         return Linearization(self, time, leaves, p, slopes)
 
     def vjp(

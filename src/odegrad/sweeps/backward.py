@@ -20,6 +20,7 @@ from odegrad.checkpoints import (
     Transpose,
     Unstep,
 )
+from odegrad.errors import annotate
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
@@ -84,7 +85,12 @@ def backward(
                     engine.transpose(start, stop)
                 case _:
                     raise AssertionError(f"{action} has no place in a backward sweep")
-        return engine.costate.finish()
+        found = engine.costate.finish()
+        run.field.check_connected(p)
+        return found
+    except Exception as error:
+        annotate(error, "while evaluating f again, in the backward pass of odegrad.solve")
+        raise
     finally:
         if here is not None:
             here.restore()
@@ -199,8 +205,12 @@ class _Engine:
             return
         if isinstance(tape, Graphs):
             retain = self.retain and tape is self.first
+            last = tape is not self.first
             for stretch in tape.backwards(retain):
                 if stretch.steps:  # the last one may have been opened at the very end
+                    if last:
+                        self.costate.check(stretch, stop)
+                        last = False
                     self.costate.pull_stretch(tape, stretch, retain)
         else:
             assert isinstance(tape, Tape)
