@@ -11,7 +11,8 @@ from benchmarks import results
 from benchmarks.__main__ import main
 from benchmarks.paper import integral, transpose
 from benchmarks.paper.figures import FIGURES, save
-from benchmarks.paper.page import PAGE, markdown, render
+from benchmarks.paper.numbers import markdown
+from benchmarks.paper.page import PAGE, render
 from benchmarks.paper.problems import distance, linear, linear_gradient, mlp, worst
 from benchmarks.paper.run import DOCS, PARTS, run
 

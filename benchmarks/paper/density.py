@@ -3,13 +3,13 @@
     y' = A y + B u(t),     L = ½ |y(T)|²,     a(t) = exp(Aᵀ (T − t)) y(T),
 
 with u constant on pieces: the density of the gradient for u is Bᵀ a(t), that for A is a(t) y(t)ᵀ. A
-constant parameter is the control with one piece. Then a linear-quadratic problem, whose optimal control
-is known in continuous time, and a Van der Pol oscillator with labels: where does its parameter learn?
+constant parameter is the control with one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import odegrad
 from benchmarks.memory.parts import Check, Record, Say
-from benchmarks.paper.problems import distance, order, tensor, van_der_pol
+from benchmarks.paper.control import optimal_picture, optimum
+from benchmarks.paper.oscillator import oscillator
+from benchmarks.paper.problems import distance, order, tensor
 from odegrad.controls import PiecewiseConstant
 from odegrad.schemes import Scheme
 
@@ -38,7 +40,7 @@ def measure(quick: bool, say: Say) -> Record:
     orders = [_orders(scheme, steps) for scheme in SCHEMES]
     pieces = [_pieces(scheme) for scheme in (*SCHEMES, odegrad.Dopri5())]
     say("density: optimal control")
-    optima = [_optimum(n) for n in ((10, 20) if quick else (10, 20, 40, 80))]
+    optima = [optimum(n) for n in ((10, 20) if quick else (10, 20, 40, 80))]
     lqr_orders = {name: order([x[name] for x in optima]) for name in ("control", "cost")}
     say("density: pictures")
     checks = [
@@ -57,8 +59,8 @@ def measure(quick: bool, say: Say) -> Record:
         "optima": optima,
         "lqr_orders": lqr_orders,
         "picture": _picture(),
-        "oscillator": _oscillator(),
-        "optimal": _optimal_picture(),
+        "oscillator": oscillator(),
+        "optimal": optimal_picture(),
         "checks": [check.as_record() for check in checks],
     }
 
@@ -95,6 +97,7 @@ def _named(found: odegrad.GradientDensity, end: str) -> Tensor:
     return found.values[name]
 
 
+@cache
 def _state(t: float) -> Tensor:
     """y(t), from piece to piece by exp of [[A, B u], [0, 0]]."""
     z = torch.cat([tensor(Y0), tensor([1.0])])
@@ -107,6 +110,7 @@ def _state(t: float) -> Tensor:
     return z[:3]
 
 
+@cache
 def _costate(t: float) -> Tensor:
     end = KNOTS[-1]
     return torch.linalg.matrix_exp((end - t) * tensor(A).T) @ _state(end)
@@ -192,156 +196,4 @@ def _picture() -> Record:
         "edges": found.edges.tolist(),
         "found_u": _named(found, "u.values").sum(dim=1).flatten().tolist(),
         "found_A": _named(found, "A")[:, 0, 1].tolist(),
-    }
-
-
-# Where the parameter of an oscillator learns.
-
-
-def _oscillator() -> Record:
-    """Van der Pol with μ = 3: the density of the gradient for μ, with labels from μ = 4."""
-    mu, true = 3.0, 4.0
-    problem, teacher = van_der_pol(mu), van_der_pol(true)
-    labels = [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    bins = 160
-    with torch.no_grad():
-        targets = odegrad.solve(teacher.f, teacher.y0, labels, scheme=odegrad.Dopri5()).ys[1:, 0]
-
-    def loss(ys: Tensor) -> Tensor:
-        return 0.5 * (ys[1:, 0] - targets).square().sum()
-
-    found = odegrad.gradient_density(
-        problem.f,
-        problem.y0,
-        labels,
-        loss,
-        scheme=odegrad.Dopri5(),
-        stepsize=odegrad.PID(rtol=1e-8, atol=1e-8),
-        bins=bins,
-    )
-    (density,) = found.values.values()
-    ts = found.edges.tolist()
-    with torch.no_grad():
-        ys = odegrad.solve(problem.f, problem.y0, ts, scheme=odegrad.Dopri5()).ys
-    size = density.abs() * found.edges.diff()
-    largest = int(density.abs().argmax())
-    half = int((size.cumsum(0) < 0.5 * size.sum()).sum())
-    return {
-        "mu": mu,
-        "true": true,
-        "targets": targets.tolist(),
-        "largest": density[largest].item(),
-        "largest_at": 0.5 * (ts[largest] + ts[largest + 1]),
-        "half_at": ts[half + 1],
-        "late_share": (size[found.edges[1:] > labels[-2]].sum() / size.sum()).item(),
-        "size": size.sum().item(),
-        "labels": labels[1:],
-        "edges": ts,
-        "density": density.tolist(),
-        "x": ys[:, 0].tolist(),
-        "gradient": (found.edges.diff() * density).sum().item(),
-    }
-
-
-# Optimal control.
-
-
-class Regulator(nn.Module):
-    """y' = A y + B u(t), J = ½ ∫ (yᵀQy + uᵀRu) dt + ½ y(T)ᵀ S y(T), u constant on n equal pieces."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.A = tensor([[0.0, 1.0], [-2.0, 0.3]])
-        self.B = tensor([[0.0], [1.5]])
-        self.Q = tensor([[1.0, 0.2], [0.2, 0.4]])
-        self.R = tensor([[0.3]])
-        self.S = tensor([[2.0, -0.5], [-0.5, 1.0]])
-        self.y0, self.T = tensor([-1.0, 0.4]), 2.0
-        knots = [self.T * k / n for k in range(n + 1)]
-        self.u = PiecewiseConstant(knots, (1,), init=torch.zeros(n, 1, dtype=torch.float64))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope."""
-        return self.A @ y + self.B @ self.u(t)
-
-    def running(self, t: Tensor, y: Tensor) -> Tensor:
-        """The running cost."""
-        u = self.u(t)
-        return 0.5 * (y @ self.Q @ y + u @ self.R @ u)
-
-    def cost(self) -> Tensor:
-        """J, with one step of RK4 per piece."""
-        sol = odegrad.solve(
-            self,
-            self.y0,
-            [0.0, self.T],
-            scheme=odegrad.RK4(),
-            stepsize=odegrad.Steps(1),
-            running=self.running,
-        )
-        return sol.running[-1] + 0.5 * sol.ys[-1] @ self.S @ sol.ys[-1]
-
-    def best(self, times: Sequence[float]) -> tuple[Tensor, float]:
-        """The optimal control in continuous time, and its cost: (y, a)' = H (y, a), a(T) = S y(T)."""
-        d, gain = len(self.A), torch.linalg.solve(self.R, self.B.T)
-        H = torch.cat(
-            [torch.cat([self.A, -self.B @ gain], dim=1), torch.cat([-self.Q, -self.A.T], dim=1)]
-        )
-        E = torch.linalg.matrix_exp(self.T * H)
-        right = (self.S @ E[:d, :d] - E[d:, :d]) @ self.y0
-        a0 = torch.linalg.solve(E[d:, d:] - self.S @ E[:d, d:], right)
-        both = torch.cat([self.y0, a0])
-        costates = [(torch.linalg.matrix_exp(t * H) @ both)[d:] for t in times]
-        return -torch.stack(costates) @ gain.T, 0.5 * float(self.y0 @ a0)
-
-
-def _minimised(n: int) -> tuple[Regulator, int]:
-    """The best control with n pieces, by conjugate gradients: J is quadratic."""
-    f = Regulator(n)
-
-    def gradient(u: Tensor) -> Tensor:
-        with torch.no_grad():
-            f.u.values.copy_(u)
-        return torch.autograd.grad(f.cost(), f.u.values)[0]
-
-    u = torch.zeros_like(f.u.values)
-    at_zero = gradient(u)
-    residual = direction = -at_zero
-    iterations = 0
-    while residual.norm() > 1e-11 * at_zero.norm() and iterations < 50:
-        product = gradient(direction) - at_zero
-        size = residual.square().sum()
-        step = size / (direction * product).sum()
-        u, residual = u + step * direction, residual - step * product
-        direction = residual + residual.square().sum() / size * direction
-        iterations += 1
-    with torch.no_grad():
-        f.u.values.copy_(u)
-    return f, iterations
-
-
-def _middles(n: int, stop: float) -> list[float]:
-    return [stop * (k + 0.5) / n for k in range(n)]
-
-
-def _optimum(n: int) -> Record:
-    """How far the best control with n pieces is from the best one."""
-    f, iterations = _minimised(n)
-    control, cost = f.best(_middles(n, f.T))
-    return {
-        "pieces": n,
-        "iterations": iterations,
-        "control": float((f.u.values.detach() - control).abs().max() / control.abs().max()),
-        "cost": abs(f.cost().item() - cost) / abs(cost),
-    }
-
-
-def _optimal_picture() -> Record:
-    f, _ = _minimised(10)
-    times = torch.linspace(0.0, f.T, 41, dtype=torch.float64).tolist()
-    return {
-        "times": times,
-        "continuous": f.best(times)[0].flatten().tolist(),
-        "knots": list(f.u.knots),
-        "values": f.u.values.detach().flatten().tolist(),
     }

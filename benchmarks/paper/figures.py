@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.memory.parts import Record
+from benchmarks.paper.canvas import (
+    Figure,
+    finish,
+    panels,
+    plain_numbers,
+    powers_of_two,
+    sequential,
+    write,
+)
 from benchmarks.plots import COLOURS, INEXACT, OURS, PEER
 
 __all__ = ["FIGURES", "save"]
 
-Figure = Any
-ROUNDING = 1e-16
-
-
-def _panels(widths: tuple[float, ...] = (1.0, 1.0), height: float = 3.9) -> tuple[Figure, Any]:
-    """A figure without display and global state, with one panel per entry of widths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(9.6, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, len(widths), width_ratios=widths)
-
-
-def _style(axes: Any, title: str, x: str = "", legend: bool = True, **options: Any) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(frameon=False, fontsize=8, **options)
-
-
-def _powers_of_two(axes: Any, steps: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(steps, [str(n) for n in steps])
-    axes.minorticks_off()
-
 
 def inconsistency(record: Record) -> Figure:
     """Distances against the number of steps, one colour per scheme."""
-    figure, panels = _panels(height=4.2)
+    figure, both = panels(height=4.2)
     from matplotlib.lines import Line2D
 
     kinds = {
@@ -55,7 +32,7 @@ def inconsistency(record: Record) -> Figure:
         "backsolve": (":", "Backsolve to the exact solution"),
     }
     problems = list(dict.fromkeys(x["problem"] for x in record["smooth"]))
-    for axes, problem in zip(panels, problems, strict=True):
+    for axes, problem in zip(both, problems, strict=True):
         rows = [x for x in record["smooth"] if x["problem"] == problem]
         for x, colour in zip(rows, COLOURS, strict=False):
             for key, (style, _) in kinds.items():
@@ -65,9 +42,9 @@ def inconsistency(record: Record) -> Figure:
                 textcoords="offset points", fontsize=8, color=colour, annotation_clip=False,
             )  # fmt: skip
         axes.set_yscale("log")
-        _powers_of_two(axes, record["steps"])
+        powers_of_two(axes, record["steps"])
         axes.set_xlim(None, 1.9 * record["steps"][-1])  # room for the names
-        _style(axes, f"{problem}: relative distance of gradients", "steps", legend=False)
+        finish(axes, f"{problem}: relative distance of gradients", "steps", legend=False)
     handles = [
         Line2D([], [], color=PEER, ls=style.strip("o"), marker="o" if "o" in style else "",
                ms=4, label=label)
@@ -79,7 +56,7 @@ def inconsistency(record: Record) -> Figure:
 
 def backwards(record: Record) -> Figure:
     """Trajectories, and what is reconstructed from their ends."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     plane, series = record["paths"]
     for key, colour, label in (
         ("back", INEXACT, "solved back from y(T)"),
@@ -91,19 +68,15 @@ def backwards(record: Record) -> Figure:
         path = series[key]
         right.plot(path["times"], [p[0] for p in path["states"]], ".-", color=colour, lw=1.2, ms=4,
                    label=label)  # fmt: skip
-    for path, axes in ((plane, left), (series, right)):
-        x0 = path["forward"]["states"][0]
-        where = x0 if axes is left else (path["forward"]["times"][0], x0[0])
-        axes.plot(*where, "o", color=OURS, mfc="white", ms=8)
+    left.plot(*plane["forward"]["states"][0], "o", color=OURS, mfc="white", ms=8)
+    left.plot(*plane["back"]["states"][-1], "x", color=INEXACT, ms=8, mew=2)
     left.set_xlim(-2.6, 2.6)
     left.set_ylim(-2.6, 2.6)
-    end = plane["back"]["states"][-1]
-    left.plot(*end, "x", color=INEXACT, ms=8, mew=2)
     left.set_aspect("equal")
     stop = plane["forward"]["times"][-1]
     right.set_ylim(-4.5, 4.5)
-    _style(left, f"{plane['problem']}, T = {stop:g}, rtol {plane['rtol']:g}")
-    _style(right, f"{series['problem']}, rtol {series['rtol']:g}: x(t)", "t", loc="upper right")
+    finish(left, f"{plane['problem']}, T = {stop:g}, rtol {plane['rtol']:g}")
+    finish(right, f"{series['problem']}, rtol {series['rtol']:g}: x(t)", "t", loc="upper right")
     return figure
 
 
@@ -111,12 +84,12 @@ def transpose(record: Record) -> Figure:
     """The errors of all pairs of schemes, and orders of some."""
     from matplotlib.colors import ListedColormap, LogNorm
 
-    figure, (left, right) = _panels((1.25, 1.0), height=4.6)
+    figure, (left, right) = panels((1.25, 1.0), height=4.6)
     pairs = record["pairs"]
     names, errors = pairs["names"], pairs["errors"]
     # The same map gives rounding: white.
     shown = [[x if x > 1e-13 else math.nan for x in row] for row in errors]
-    colours = _sequential()
+    colours = sequential()
     map_ = ListedColormap(colours).with_extremes(bad="white")
     image = left.imshow(shown, cmap=map_, norm=LogNorm(1e-8, 1e-1))
     left.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
@@ -131,27 +104,14 @@ def transpose(record: Record) -> Figure:
         right.plot(x["steps"], x["errors"], "o-", color=colour, ms=4, lw=1.4,
                    label=f"{x['forward']}, {x['back']}: {x['order']:.2f}")  # fmt: skip
     right.set_yscale("log")
-    _powers_of_two(right, record["orders"][0]["steps"])
-    _style(right, "distance to the exact gradient; order", "steps", loc="lower left")
+    powers_of_two(right, record["orders"][0]["steps"])
+    finish(right, "distance to the exact gradient; order", "steps", loc="lower left")
     return figure
-
-
-def _sequential() -> list[tuple[float, float, float]]:
-    """From pale to the blue of our own results, then dark."""
-    stops = ((0.93, 0.95, 0.98), (0.42, 0.66, 0.83), (0.106, 0.424, 0.659), (0.03, 0.13, 0.28))
-    colours: list[tuple[float, float, float]] = []
-    for i in range(64):
-        x = i / 63 * (len(stops) - 1)
-        k = min(int(x), len(stops) - 2)
-        s = x - k
-        r, g, b = ((1 - s) * u + s * v for u, v in zip(stops[k], stops[k + 1], strict=True))
-        colours.append((r, g, b))
-    return colours
 
 
 def integral(record: Record) -> Figure:
     """Transposed evaluations against the number of parameters; orders of the quadrature."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     numbers = [x["parameters"] for x in record["rows"]]
     styles = ("s-", "s--", "o-", "o--", "o:")
     colours = (INEXACT, INEXACT, COLOURS[2], COLOURS[2], OURS)
@@ -160,7 +120,7 @@ def integral(record: Record) -> Figure:
         left.plot(numbers, vjps, style, color=colour, ms=4, label=mode)
     left.set_xscale("log")
     left.set_ylim(0, None)
-    _style(
+    finish(
         left, "transposed evaluations of f, backward sweep", "parameters", ncols=2, loc=(0.02, 0.02)
     )
     left.set_ylim(-35, None)
@@ -174,18 +134,18 @@ def integral(record: Record) -> Figure:
                 x["steps"], x["errors"][rule], style, color=colour, ms=4, lw=1.2, label=label
             )
     right.set_yscale("log")
-    _powers_of_two(right, rows[0]["steps"])
-    _style(right, "Quadrature (dashed: Gauss–Kronrod) to exact; orders", "steps", loc="lower left")
+    powers_of_two(right, rows[0]["steps"])
+    finish(right, "Quadrature (dashed: Gauss–Kronrod) to exact; orders", "steps", loc="lower left")
     return figure
 
 
 def labels(record: Record) -> Figure:
     """Evaluations and seconds against the number of labels."""
-    figure, panels = _panels(height=3.4)
+    figure, both = panels(height=3.4)
     k = [x["labels"] for x in record["rows"]]
     for axes, key, title in (
-        (panels[0], "vjps", "transposed evaluations of f"),
-        (panels[1], "seconds", "seconds, backward"),
+        (both[0], "vjps", "transposed evaluations of f"),
+        (both[1], "seconds", "seconds, backward"),
     ):
         for suffix, style, colour, label in (
             ("_single", "s-", PEER, "single-point: one sweep per label"),
@@ -194,31 +154,31 @@ def labels(record: Record) -> Figure:
             values = [x[key + suffix] for x in record["rows"]]
             axes.plot(k, values, style, color=colour, ms=4, label=label)
         axes.set_yscale("log")
-        _powers_of_two(axes, k)
-        _style(axes, title, "labels K")
+        powers_of_two(axes, k)
+        finish(axes, title, "labels K")
     return figure
 
 
 def lagrange(record: Record) -> Figure:
     """Errors of the cost and its gradient; remainders of the perturbation identity."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     for x, colour in zip(record["orders"], COLOURS, strict=False):
         left.plot(record["steps"], x["cost"], "x--", color=colour, ms=4, lw=1.2)
         label = f"{x['scheme']}: {x['orders']['cost']:.2f}, {x['orders']['gradient']:.2f}"
         left.plot(record["steps"], x["gradient"], "o-", color=colour, ms=4, lw=1.2, label=label)
     left.set_yscale("log")
-    _powers_of_two(left, record["steps"])
-    _style(left, "errors of J (dashed) and of its gradient; orders", "steps", loc="lower left")
+    powers_of_two(left, record["steps"])
+    finish(left, "errors of J (dashed) and of its gradient; orders", "steps", loc="lower left")
     for x, colour, style in zip(record["remainders"], (OURS, INEXACT), ("o-", "s-"), strict=True):
         label = f"{x['mode']}: order {x['order']:.2f}"
         right.loglog(x["epsilons"], x["remainders"], style, color=colour, ms=4, label=label)
-    _style(right, "|J(θ + ε δ) − J(θ) − ε ⟨gradient, δ⟩|", "ε")
+    finish(right, "|J(θ + ε δ) − J(θ) − ε ⟨gradient, δ⟩|", "ε")
     return figure
 
 
 def density(record: Record) -> Figure:
     """Densities of the linear system, and the best piecewise constant control."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     x = record["picture"]
     for key, found, colour, label in (
         ("u", "found_u", OURS, "for u: Bᵀ a(t)"),
@@ -228,26 +188,26 @@ def density(record: Record) -> Figure:
         left.stairs(x[found], x["edges"], baseline=None, color=colour, lw=1.0, alpha=0.8)
     for knot in x["knots"][1:-1]:
         left.axvline(knot, color=PEER, lw=0.8, ls=":")
-    _style(left, "density of the gradient: exact, and means over steps", "t")
+    finish(left, "density of the gradient: exact, and means over steps", "t")
     x = record["optimal"]
     right.plot(x["times"], x["continuous"], "-", color=PEER, lw=1.4, label="continuous optimum")
     pieces = len(x["values"])
     right.stairs(x["values"], x["knots"], baseline=None, color=OURS, lw=1.4,
                  label=f"{pieces} pieces, by exact gradients")  # fmt: skip
-    _style(right, "optimal control u(t)", "t")
+    finish(right, "optimal control u(t)", "t")
     return figure
 
 
 def oscillator(record: Record) -> Figure:
     """Where the damping of an oscillator learns."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     x = record["oscillator"]
     left.plot(x["edges"], x["x"], color=OURS, lw=1.4)
-    _style(
+    finish(
         left, f"Van der Pol, μ = {x['mu']:g}: x(t); labels at the dotted times", "t", legend=False
     )
     right.stairs(x["density"], x["edges"], baseline=0.0, color=INEXACT, fill=True, alpha=0.85)
-    _style(right, "density of the gradient for μ", "t", legend=False)
+    finish(right, "density of the gradient for μ", "t", legend=False)
     for axes in (left, right):
         for t in x["labels"]:
             axes.axvline(t, color=PEER, lw=0.8, ls=":")
@@ -256,17 +216,15 @@ def oscillator(record: Record) -> Figure:
 
 def tangent(record: Record) -> Figure:
     """⟨λ, ẏ⟩ along the steps, and what tangents cost."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels()
     for x, colour, style in zip(
         record["along"], (OURS, COLOURS[4], INEXACT), ("o-", "^-", "s-"), strict=True
     ):
         n = range(record["steps"])
-        values = [max(abs(r), ROUNDING) for r in x["ratios"][:-1]]
+        values = [max(abs(r), 1e-16) for r in x["ratios"][:-1]]
         left.semilogy(n, values, style, color=colour, ms=4, lw=1.2, label=x["mode"])
     left.set_xticks(range(0, record["steps"] + 1, 5))
-    _style(left, "|⟨λₙ, ẏₙ⟩ / ⟨λ_N, ẏ_N⟩ − 1|", "step n", loc="center right")
+    finish(left, "|⟨λₙ, ẏₙ⟩ / ⟨λ_N, ẏ_N⟩ − 1|", "step n", loc="center right")
     numbers = [x["numbers"] for x in record["rows"]]
     for key, colour, style, label in (
         ("tangent", INEXACT, "s-", "Tangent"),
@@ -274,11 +232,8 @@ def tangent(record: Record) -> Figure:
     ):
         values = [1e3 * x[f"{key}_seconds"] for x in record["rows"]]
         right.loglog(numbers, values, style, color=colour, ms=4, label=label)
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-    _style(right, "ms per gradient", "numbers to differentiate for")
+    plain_numbers(right)
+    finish(right, "ms per gradient", "numbers to differentiate for")
     return figure
 
 
@@ -297,13 +252,8 @@ FIGURES: Mapping[str, tuple[str, Callable[[Record], Figure]]] = {
 
 
 def save(folder: Path, name: str, record: Record) -> Path:
-    """Draws a picture, in few colours so that it stays small; returns its path."""
-    from PIL import Image
-
+    """Draws a picture; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    FIGURES[name][1](record).savefig(buffer, format="png")
     path = folder / f"{name}.png"
-    picture = Image.open(buffer).convert("RGB").quantize(255, dither=Image.Dither.NONE)
-    picture.save(path, optimize=True)
+    write(path, FIGURES[name][1](record))
     return path
