@@ -198,8 +198,8 @@ def budgets(
     "--only",
     metavar="A,B,...",
     callback=_names,
-    help="Parts, or their beginnings: inconsistency, transpose, integral, labels, lagrange, density, "
-    "tangent; what was measured of the others stays.  [default: all]",
+    help="Parts: inconsistency, transpose, integral, labels, lagrange, density, tangent; "
+    "what was measured of the others stays.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Small problems, to see that everything runs.")
 @click.option(
