@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,18 @@ from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
     InvalidValueError,
-    OdegradWarning,
+    warn,
 )
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Mismatched, Tangent, Tape
 from odegrad.gradients.base import forward_transform
-from odegrad.inputs import check_choices, checked_state, checked_times
+from odegrad.inputs import (
+    check_choices,
+    checked_state,
+    checked_stepsize,
+    checked_times,
+    ordinary,
+)
 from odegrad.labelloss import LabelLoss
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
@@ -30,7 +35,7 @@ from odegrad.stepsize import AdaptiveStepSize, StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import Monitor, Run, StepInfo
 
-__all__ = ["Problem", "assemble", "warn"]
+__all__ = ["Problem", "assemble"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ def assemble(
     _check_together(args, loss_at, compile, gradient)
     leaves, structure = checked_state(y0, check_finite)
     times_tensor, times = checked_times(ts)
+    stepsize = checked_stepsize(stepsize, leaves, times, not transformed)
+    args = pytree.tree_map(ordinary, args)
     # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
     leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
     functions = [f, running, *filter(callable, pytree.tree_leaves(args))]
@@ -158,12 +165,11 @@ def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:
             "computed numbers; use gradient=odegrad.Discrete() or Tape()"
         )
     if compile:
-        warn(f"compile=True has no effect on this solve: it runs under {transform}", depth=5)
+        warn(f"compile=True has no effect on this solve: it runs under {transform}")
     if isinstance(gradient, Discrete) and gradient.limited:
         warn(
             f"under {transform} the steps are ordinary operations, so {gradient} takes the memory of "
-            "Tape; torch.func.grad, vjp and jacrev keep to it",
-            depth=5,
+            "Tape; torch.func.grad, vjp and jacrev keep to it"
         )
     return Tape()
 
@@ -200,12 +206,6 @@ def _read_by(field: VectorField, t: float, y: Leaves, stepsize: StepSize) -> Lea
             warn(
                 "f draws random numbers (dropout in train mode, noise), so the error estimate of "
                 "adaptive steps is meaningless; use model.eval(), fixed steps, or noise drawn once "
-                "outside f",
-                depth=5,
+                "outside f"
             )
     return tuple(map(substituted, p))
-
-
-def warn(message: str, depth: int = 3) -> None:
-    """Warns the caller of `odegrad.solve`, which is so many calls away."""
-    warnings.warn(message, OdegradWarning, stacklevel=depth)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +16,23 @@ from odegrad.errors import (
     InvalidValueError,
     NonFiniteInputError,
     NonFiniteStateError,
+    warn,
 )
 from odegrad.gradients import Gradient
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, Structure
-from odegrad.stepsize import AdaptiveStepSize, FixedStepSize
+from odegrad.stepsize import PID, AdaptiveStepSize, Fixed, FixedStepSize, StepSize
 
-__all__ = ["check_choices", "check_loss", "check_result", "checked_state", "checked_times"]
+__all__ = [
+    "check_choices",
+    "check_loss",
+    "check_result",
+    "checked_state",
+    "checked_stepsize",
+    "checked_times",
+    "ordinary",
+]
 
 
 _PIECE = 1 << 16
@@ -67,7 +78,8 @@ def check_choices(
             "choose its steps; pass stepsize=Fixed(dt) or Steps(n), or an adaptive scheme such as "
             "Tsit5()"
         )
-    if max_steps is not None and not (isinstance(max_steps, int) and max_steps > 0):
+    whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
+    if max_steps is not None and not (whole and max_steps > 0):  # pyright: ignore[reportOperatorIssue]
         raise InvalidValueError(f"max_steps must be a positive int or None, received {max_steps!r}")
 
 
@@ -99,7 +111,47 @@ def checked_state(y0: Any, check_finite: bool) -> tuple[Leaves, Structure]:
                 f"y0{name} has {len(bad)} values that are NaN or infinite, the first at index "
                 f"{bad[0].tolist()}"
             )
-    return tuple(leaves), structure
+    return tuple(map(ordinary, leaves)), structure
+
+
+def ordinary(x: Any) -> Any:
+    """x, or a copy of it if it is a tensor made under inference mode, which autograd does not save."""
+    inference = isinstance(x, Tensor) and x.is_inference()
+    return x.clone() if inference and not torch.is_inference_mode_enabled() else x
+
+
+def checked_stepsize(
+    stepsize: StepSize, leaves: Leaves, times: tuple[float, ...], look: bool
+) -> StepSize:
+    """Step sizes that these states can follow: a relative tolerance below round-off is raised.
+
+    Arguments:
+        stepsize: The step sizes.
+        leaves: The initial state.
+        times: The landing times.
+        look: Whether numbers may be looked at.
+    """
+    span = abs(times[-1] - times[0])
+    if isinstance(stepsize, Fixed) and 0.0 < span * (1.0 + 1e-6) < stepsize.dt:
+        warn(
+            f"Fixed(dt={stepsize.dt}) is longer than the whole solve, which is {span:.6g} long and takes "
+            f"{len(times) - 1} steps; dt is in units of time"
+        )
+    if not (isinstance(stepsize, PID) and look):
+        return stepsize
+    dtype = max((x.dtype for x in leaves), key=lambda dtype: torch.finfo(dtype).eps)
+    unit = torch.finfo(dtype).eps / 2
+    if stepsize.rtol >= unit:
+        return stepsize
+    sizes = [float(x.detach().abs().max()) for x in leaves if x.dtype == dtype and x.numel()]
+    if stepsize.atol >= unit * max(sizes, default=0.0):
+        return stepsize
+    warn(
+        f"rtol={stepsize.rtol}, atol={stepsize.atol} are below the round-off of {dtype} "
+        f"({unit:.2g} of a number), where error estimates are noise; rtol is raised to {unit:.2g}. "
+        f"Pass PID(rtol={unit:.0e}) or more, or solve in a wider dtype"
+    )
+    return dataclasses.replace(stepsize, rtol=unit)
 
 
 def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
@@ -121,6 +173,7 @@ def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
         raise InvalidTypeError(f"ts must be real, received {ts.dtype}")
     if not ts.dtype.is_floating_point:
         ts = ts.to(torch.float64)
+    ts = ordinary(ts)
     times = tuple(float(t) for t in ts.detach().to("cpu", torch.float64).tolist())
     for i, t in enumerate(times):
         if not abs(t) < float("inf"):
@@ -135,9 +188,9 @@ def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
     return ts, times
 
 
-def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
-    """Whether a solution on a fixed grid is finite."""
-    for leaf in ys:
+def check_result(ys: Leaves, times: tuple[float, ...], names: Sequence[str]) -> None:
+    """Whether a solution on a fixed grid is finite; the leaves have names."""
+    for i, leaf in enumerate(ys):
         if leaf.numel() == 0:
             continue
         rows = leaf.detach().reshape(len(times), -1)
@@ -147,9 +200,11 @@ def check_result(ys: Leaves, times: tuple[float, ...]) -> None:
         if not bool(finite.all()):
             j = int(torch.nonzero(~finite)[0])
             raise NonFiniteStateError(
-                f"the solution is NaN or infinite at ts[{j}] = {times[j]:.6g}. The steps may be too "
-                "large for stability, or the solution may blow up: take smaller steps, or adaptive "
-                "ones, which find the place. (check_finite=False returns such numbers.)"
+                f"the solution is NaN or infinite at ts[{j}] = {times[j]:.6g}"
+                f"{f', in leaf {i}{names[i]}' if i < len(names) else ', in the running cost'}. "
+                "The steps may be too large for stability, or the solution may blow up: take smaller "
+                "steps, or adaptive ones, which find the place. (check_finite=False returns such "
+                "numbers.)"
             )
 
 

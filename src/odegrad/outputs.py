@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odegrad.errors import FieldOutputError, InvalidTypeError, OdegradWarning
+from odegrad.errors import FieldOutputError, FieldOutputTypeError, InvalidTypeError, warn
 from odegrad.state import Leaves, Structure
 
 __all__ = ["Outputs"]
@@ -35,24 +34,24 @@ class Outputs:
         """The leaves of what f returned, in the dtypes of the state."""
         slopes = self._state.flatten(result)
         if slopes is None:
-            raise FieldOutputError(
+            raise FieldOutputTypeError(
                 f"f must return the structure of the state, {self._state!r}; "
                 f"it returned {type(result).__name__}: {Structure(result)!r}"
             )
         for i, (slope, (shape, dtype, device)) in enumerate(zip(slopes, self._like, strict=True)):
             if not isinstance(slope, Tensor):
-                raise FieldOutputError(
-                    f"f must return tensors; leaf {self._leaf(i)} is a {type(slope).__name__}"
+                raise FieldOutputTypeError(
+                    f"f must return tensors; leaf {self.leaf(i)} is a {type(slope).__name__}"
                 )
             if slope.shape != shape:
                 raise FieldOutputError(
                     f"f returned shape {list(slope.shape)} where the state is {list(shape)} "
-                    f"(leaf {self._leaf(i)}); the derivative has the shape of the state"
+                    f"(leaf {self.leaf(i)}); the derivative has the shape of the state"
                 )
             if slope.device != device:
                 raise FieldOutputError(
                     f"f returned a tensor on {slope.device} where the state is on {device} "
-                    f"(leaf {self._leaf(i)}); move the model or the state with .to(...)"
+                    f"(leaf {self.leaf(i)}); move the model or the state with .to(...)"
                 )
             if slope.dtype != dtype:
                 slopes[i] = self._cast(slope, dtype, i)
@@ -61,21 +60,19 @@ class Outputs:
     def _cast(self, slope: Tensor, dtype: torch.dtype, i: int) -> Tensor:
         if slope.dtype.is_complex and not dtype.is_complex:
             raise FieldOutputError(
-                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
+                f"f returned {slope.dtype} where the state is {dtype} (leaf {self.leaf(i)}); "
                 "make the initial state complex"
             )
         if not slope.dtype.is_floating_point and not slope.dtype.is_complex:
             raise FieldOutputError(
-                f"f returned {slope.dtype} where the state is {dtype} (leaf {self._leaf(i)}); "
+                f"f returned {slope.dtype} where the state is {dtype} (leaf {self.leaf(i)}); "
                 "return a floating-point derivative"
             )
         if torch.finfo(slope.dtype).bits > torch.finfo(dtype).bits and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"f returned {slope.dtype} for a {dtype} state (leaf {self._leaf(i)}); it is rounded "
-                "to the state's dtype. Make f return that dtype, or solve in the wider one",
-                OdegradWarning,
-                stacklevel=2,
+            warn(
+                f"f returned {slope.dtype} for a {dtype} state (leaf {self.leaf(i)}); it is rounded "
+                "to the state's dtype. Make f return that dtype, or solve in the wider one"
             )
         return slope.to(dtype)
 
@@ -86,5 +83,6 @@ class Outputs:
             raise InvalidTypeError(f"running must return one real tensor, it returned {got}")
         return cost
 
-    def _leaf(self, i: int) -> str:
+    def leaf(self, i: int) -> str:
+        """A name for leaf i, for messages."""
         return f"{i}{self._state.leaf_names()[i]}"

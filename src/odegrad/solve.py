@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odegrad.assemble import Problem, assemble, warn
+from odegrad.assemble import Problem, assemble
+from odegrad.errors import warn
 from odegrad.gradients import Discrete, Gradient
 from odegrad.inputs import check_loss, check_result
 from odegrad.schemes import Tsit5
@@ -147,7 +148,8 @@ def solved(problem: Problem) -> Solution:
         if run.labels is not None:
             outputs = tuple(x[list(problem.places)] for x in outputs)
         if problem.check_finite and not isinstance(run.stepsize, AdaptiveStepSize):
-            check_result(outputs, tuple(run.times[i] for i in problem.places))
+            names = problem.structure.leaf_names()
+            check_result(outputs, tuple(run.times[i] for i in problem.places), names)
         ys = problem.structure.unflatten(outputs[:n])
     elif problem.check_finite:
         check_loss(outputs[0], run.times)

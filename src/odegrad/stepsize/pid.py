@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odegrad.errors import InvalidTypeError, InvalidValueError
+from odegrad.errors import InvalidTypeError, InvalidValueError, warn
 from odegrad.field import VectorField
 from odegrad.state import Leaves, Time, align, axpy, rms_norm
 from odegrad.stepsize.base import AdaptiveStepSize, Decision, History
@@ -95,7 +95,7 @@ class PID:
     norm: Callable[[Leaves], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for name in CONSTANTS:
+        for name in (*CONSTANTS, *(["dt0"] if self.dt0 is not None else [])):
             value = getattr(self, name)
             if not isinstance(value, (int, float, Tensor)):
                 raise InvalidTypeError(f"PID: {name} must be a number, received {value!r}")
@@ -109,7 +109,13 @@ class PID:
                 "tolerances must be ≥ 0 and not both zero, "
                 f"received rtol={self.rtol!r}, atol={self.atol!r}"
             )
+        if self.norm is not None and not callable(self.norm):  # pyright: ignore[reportUnnecessaryComparison]
+            raise InvalidTypeError(f"PID: norm must be callable or None, received {self.norm!r}")
         rules = [
+            ("rtol", self.rtol < math.inf, "finite"),
+            ("atol", self.atol < math.inf, "finite"),
+            *((name, math.isfinite(getattr(self, name)), "finite") for name in ("p", "i", "d")),
+            ("factor_max", math.isfinite(self.factor_max), "finite"),
             ("safety", 0 < self.safety <= 1, "in (0, 1]"),
             ("factor_min", 0 < self.factor_min < 1, "in (0, 1)"),
             ("factor_max", self.factor_max > 1, "above 1"),
@@ -122,6 +128,9 @@ class PID:
                 raise InvalidValueError(
                     f"PID: {name} must be {rule}, received {getattr(self, name)!r}"
                 )
+
+        if self.rtol >= 1:
+            warn(f"PID: rtol={self.rtol} of 1 or more allows errors as large as the state")
 
     def scaled_norm(self, x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
         """‖x / (atol + rtol max(|y0|, |y1|))‖, a 0-dim tensor; never on an autograd graph."""
@@ -164,13 +173,18 @@ def scaled_norm(
 ) -> Tensor:
     """`PID.scaled_norm` for tolerances that are floats or 0-dim tensors."""
     scaled: list[Tensor] = []
-    for e, a, b in zip(x, y0, y1, strict=True):
+    for e, a, b in zip(map(_wide, x), map(_wide, y0), map(_wide, y1), strict=True):
         s = e / (align(atol, a) + align(rtol, a) * torch.maximum(a.abs(), b.abs()))
         if isinstance(atol, Tensor) or atol == 0.0:
             # An entry that is and stays zero has no error: 0/0 is 0.
             s = torch.where(e == 0, torch.zeros_like(s), s)
         scaled.append(s)
     return (norm or rms_norm)(tuple(scaled))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in at least float32: scaled by a tolerance, halves would underflow."""
+    return x if torch.finfo(x.dtype).bits >= 32 else x.float()
 
 
 def starting_step(

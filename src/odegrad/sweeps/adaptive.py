@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from odegrad.errors import MaxStepsError, NonFiniteDerivativeError, StepTooSmallError
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.schemes.base import Step
-from odegrad.state import Leaves
+from odegrad.state import Leaves, axpy, rms_norm
 from odegrad.stepsize import AdaptiveStepSize, History, shared_number, starting_step
 from odegrad.sweeps.run import Run
-from odegrad.sweeps.steps import Accepted, Landings, Walk, number
+from odegrad.sweeps.steps import Accepted, Landings, Walk, number, take
 
 __all__ = ["DEFAULT_MAX_STEPS", "adaptive_steps", "check_count", "check_size", "first_size"]
 
@@ -39,7 +42,7 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             span = landings[j + 1] - landings[j]
             t, dt = landings[j] + span * sigma, span * (following - sigma)
             snapshot, before = field.snapshot(), field.evaluations
-            step = run.scheme.step(field, t, dt, y, carry, p)
+            step = take(run, n, t, dt, y, carry, p)
             taken = length * (following - sigma)
             ratio = _error_ratio(control, field.n_state, y, step)
             decision = control.decide(ratio, history, order)
@@ -51,7 +54,7 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
                 # The smallest step allowed gets its try; `taken` may exceed it by rounding.
                 if min(size, taken) > control.dt_min:
                     h = max(h, control.dt_min)
-                check_size(run, control, number(t), taken, h, ratio)
+                check_size(run, control, number(t), taken, h, ratio, y, p)
                 check_count(run, number(t), taken)
                 continue
             if taken > 0.0:
@@ -66,7 +69,7 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             y, carry = sent or (step.y, step.carry)
             n += 1
             if following < 1.0:
-                check_size(run, control, number(t), taken, h, ratio)
+                check_size(run, control, number(t), taken, h, ratio, y, p)
                 check_count(run, number(t), taken)
         segments.append(Nodes(tuple(fractions)))
     run.grid = Grid(tuple(segments))
@@ -96,23 +99,66 @@ def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> fl
 
 
 def check_size(
-    run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float, ratio: float
+    run: Run,
+    control: AdaptiveStepSize,
+    t: float,
+    taken: float,
+    h: float,
+    ratio: float,
+    y: Leaves,
+    p: Leaves,
 ) -> None:
-    """Refuses to go on with steps too small, after an attempt at `t` that took `taken`."""
+    """Refuses to go on with steps too small, after an attempt at `t` from `y` that took `taken`."""
     smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
     if h >= smallest:
         return
     where = f"at t = {t:.6g} after {run.stats.accepted} accepted steps"
+    leaf, growth = _look(run, t, taken, y, p)
     if not math.isfinite(ratio):
         raise NonFiniteDerivativeError(
-            f"f gives NaN or infinity near the solution {where}, even for a step of {taken:.3g}. "
+            f"f gives NaN or infinity near the solution {where}{leaf}, even for a step of {taken:.3g}. "
             "The solution may blow up here, or leave the domain of f; check f at this point"
+        )
+    hint = (
+        "f may be stiff here, or jump (name the time in breakpoints); or the tolerances are below "
+        "what f can resolve: raise rtol and atol"
+    )
+    if growth > 1e-4:
+        hint = (
+            f"The solution grows by {growth:.2g} of itself in a step of {taken:.3g}: "
+            f"the solution may be singular near t = {t:.6g}. End before, or change the model"
         )
     raise StepTooSmallError(
         f"the error control asks for a step of {h:.3g}, below {smallest:.3g}, {where} "
-        f"(error / tolerance = {ratio:.3g}). The solution may be singular or stiff here, f may jump "
-        "(put the jump into ts), or the tolerances are below round-off: raise rtol and atol"
+        f"(error / tolerance = {ratio:.3g}). {hint}"
     )
+
+
+def _look(run: Run, t: float, taken: float, y: Leaves, p: Leaves) -> tuple[str, float]:
+    """Where a solve fails: the first leaf in which f is not finite, and by which part of itself y grows.
+
+    Both are for a message only, so that nothing is said if f cannot be evaluated there.
+    """
+    field, n = run.field, run.field.n_state
+    direction = math.copysign(taken, run.times[-1] - run.times[0])
+    snapshot = field.snapshot()
+    try:
+        with torch.no_grad():
+            slope = field(t, y, p)
+            after = axpy(y, direction, (1.0,), (slope,))
+            slopes: list[Leaves] = [slope, field(t + direction, after, p)]
+        bad = [i for k in slopes for i in range(n) if not _finite(k[i])]
+        growth = float(rms_norm(after[:n]) / rms_norm(y[:n])) - 1.0
+    except Exception:  # whatever f raises here, it is not what the solve failed by
+        return "", 0.0
+    finally:
+        if snapshot is not None:
+            snapshot.restore()
+    return (f", in leaf {field.leaf(bad[0])}" if bad else ""), growth
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 def check_count(run: Run, t: float, taken: float) -> None:

@@ -7,15 +7,15 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from odegrad.errors import MaxStepsError
+from odegrad.errors import MaxStepsError, annotate
 from odegrad.grid import Clock, Grid, Segment
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves, Time
-from odegrad.stepsize import FixedStepSize
+from odegrad.stepsize import FixedStepSize, shared_number
 from odegrad.sweeps.run import Run
 
-__all__ = ["Accepted", "Landings", "State", "Walk", "fixed_grid", "number", "steps"]
+__all__ = ["Accepted", "Landings", "State", "Walk", "fixed_grid", "number", "steps", "take"]
 
 Landings: TypeAlias = tuple[float, ...] | Tensor | Leaves
 """Landing times: floats, or a float64 tensor or its entries, on whose graph the steps' times then are."""
@@ -70,10 +70,20 @@ def steps(
     for n in range(start, stop):
         t, dt = clock.step(n)
         snapshot, before = field.snapshot(), field.evaluations
-        step = run.scheme.step(field, t, dt, y, carry, p)
+        step = take(run, n, t, dt, y, carry, p)
         count = field.evaluations - before
         sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, clock.landing(n))
         y, carry = sent or (step.y, step.carry)
+
+
+def take(run: Run, n: int, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves) -> Step:
+    """Step n of the scheme; an exception of f learns where it was raised."""
+    try:
+        return run.scheme.step(run.field, t, dt, y, carry, p)
+    except Exception as error:
+        start, length = (shared_number(x) if isinstance(x, Tensor) else x for x in (t, dt))
+        annotate(error, f"at t = {start:.6g}, step {n}, which is {length:.3g} long")
+        raise
 
 
 def number(t: Time) -> float:

@@ -201,7 +201,7 @@ class _Forward:
             run.stats.rejected = int(march.attempts) - taken
             accepted, run.stats.accepted = run.stats.accepted, taken
             numbers = (float(march.t), float(march.taken), float(march.h), float(march.ratio))
-            check_size(run, control, *numbers)
+            check_size(run, control, *numbers, self.state[: self.n_y], self.p)
             check_count(run, numbers[0], numbers[1])
             run.stats.accepted = accepted
             march = march._replace(stuck=number(False, self.device))
