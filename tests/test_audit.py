@@ -1,5 +1,6 @@
 """The audit against closed forms, planted bugs, and fields with known faults."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -116,8 +117,9 @@ def spiral():
     matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=F64, requires_grad=True)
     y0 = torch.tensor([2.0, 0.0], dtype=F64)
     return audit(
-        lambda t, y: (y**3) @ matrix, y0, [0.0, 16.0], total, stepsize=odegrad.PID(1e-4, 1e-6)
-    )
+        lambda t, y: (y**3) @ matrix, y0, [0.0, 16.0], total,
+        stepsize=odegrad.PID(1e-4, 1e-6), budget=50_000,
+    )  # fmt: skip
 
 
 def test_the_spiral_flags_backsolve_and_passes_discrete(spiral):
@@ -166,6 +168,7 @@ def test_dropout_is_named_and_replayed():
     replay = report.check("replay")
     assert replay.status == "information"
     assert "net.1 (Dropout) draws random numbers: they are replayed" in replay.summary
+    assert replay.summary.count("draws") == 1  # and not the module around it
     assert report.passed
     assert report.check("convergence").status == "unknown"
 
@@ -221,6 +224,16 @@ def test_a_field_that_is_no_function_is_named(f, named):
     assert report.check("replay").status == "flagged"
     assert named in report.check("replay").summary
     assert report.check("replay").headline in report.verdict
+
+
+def test_the_whole_solve_is_taken_twice(monkeypatch):
+    module = sys.modules["odegrad.audit.replays"]
+    monkeypatch.setattr(module, "_again", lambda subject, taken: module._after(taken.step))
+    report = audit(
+        lambda t, y: -y * (1 + 1e-3 * (time.perf_counter() % 1)), start(2), [0.0, 1.0], total,
+        budget=FEW, **CHEAP,
+    )  # fmt: skip
+    assert report.check("replay").status == "flagged"
 
 
 def test_backpropagation_does_not_need_the_field_again():
@@ -286,6 +299,25 @@ def test_a_tensor_read_half_around_differentiation_fails_the_taylor_test_by_name
     assert report.check("taylor").status == "flagged"
     assert list(report.check("taylor").numbers["groups"]) == ["captured variable 'w'"]
     assert not report.passed
+
+
+def test_a_leaf_without_influence_is_told_from_one_that_is_detached():
+    y0 = {"seen": start(2), "hidden": start(2), "idle": start(2)}
+
+    def f(t, y):
+        return {"seen": y["hidden"].detach(), "hidden": -y["hidden"], "idle": y["seen"] + t}
+
+    report = audit(f, y0, [0.0, 1.0], lambda ys: total(ys["seen"][-1]), budget=FEW, **CHEAP)
+    numbers = report.check("coverage").numbers
+    assert numbers["hidden"] == ["y0['hidden']"]
+    assert numbers["unread"] == ["y0['idle']"]
+
+
+def test_rounding_is_no_influence():
+    w = (0.1 * torch.ones(2, dtype=F64)).requires_grad_()
+    report = audit(lambda t, y: (w - y) - w, start(2), [0.0, 1.0], total, budget=FEW, **CHEAP)
+    assert report.check("coverage").numbers["unread"] == ["captured variable 'w'"]
+    assert report.passed
 
 
 def test_a_loss_that_is_no_function_is_found():
@@ -368,6 +400,13 @@ def test_the_neglected_term_is_what_the_total_derivative_has_more():
     assert abs(whole - slope) / abs(slope) == pytest.approx(found, rel=1e-2)
 
 
+def test_a_single_step_has_no_time_inside():
+    solve = subject(lambda t, y: -y, start(2), [0.0, 1e-3])
+    assert solve.n_steps == 1
+    numbers = step_term(solve, torch.Generator().manual_seed(0)).numbers
+    assert numbers["interior"] == numbers["bound"] == numbers["relative"] == 0
+
+
 def test_fixed_steps_neglect_nothing():
     solve = subject(lambda t, y: -y, start(2), [0.0, 1.0], **CHEAP)
     check = step_term(solve, torch.Generator().manual_seed(0))
@@ -407,11 +446,18 @@ def single_case():
 
 
 def running_case():
-    net = mlp(nn.Tanh())
-    return audit(
-        lambda t, y: net(y), start(2), [0.0, 1.0], lambda ys, cost: total(ys) + cost[-1],
-        running=lambda t, y: y.square().sum(), budget=FEW,
+    net, y0 = mlp(nn.Tanh()), start(2)
+
+    def cost(t, y):
+        return y.square().sum()
+
+    sol = odegrad.solve(lambda t, y: net(y), y0, [0.0, 1.0], running=cost)
+    report = audit(
+        lambda t, y: net(y), y0, [0.0, 1.0], lambda ys, cost: total(ys) + cost[-1],
+        running=cost, budget=FEW,
     )  # fmt: skip
+    assert report.subject["loss"] == (total(sol.ys) + sol.running[-1]).item()
+    return report
 
 
 def rewound_case():
@@ -520,6 +566,7 @@ def test_nothing_of_the_users_is_changed(fails):
         if fails == "in f" and calls > 30:
             raise KeyboardInterrupt
         random.random()
+        net[2].eval()
         return net(y)
 
     def loss(ys):
@@ -594,6 +641,12 @@ def test_the_report_is_text_data_and_a_page(spiral, tmp_path):
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert spiral.verdict in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_text_is_escaped(spiral, tmp_path):
+    noted = dataclasses.replace(spiral, notes=("<script>",))
+    noted.html(tmp_path / "report.html")
+    assert "&lt;script&gt;" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
