@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from odegrad.distributed import alone
 from odegrad.replay import Snapshot
 from odegrad.scan import Scan
 from odegrad.state import Leaves, nbytes
@@ -228,7 +229,7 @@ def capture(
     versions = [version(c.tensor) for c in constants]
     trace = _Trace(known)
     try:
-        with torch.no_grad(), _uncompiled(), trace:
+        with alone(), torch.no_grad(), _uncompiled(), trace:
             call()
     finally:
         # Only what changed is put back: writing to other buffers would spoil graphs that saved them.

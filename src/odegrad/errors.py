@@ -13,6 +13,7 @@ import warnings
 __all__ = [
     "ChangedTensorError",
     "CheckpointStorageError",
+    "DistributedError",
     "FieldOutputError",
     "FieldOutputTypeError",
     "GradientUnavailableError",
@@ -76,6 +77,10 @@ class ChangedTensorError(OdegradError, RuntimeError):
 
 class CheckpointStorageError(OdegradError, OSError):
     """States could not be stored outside of the device's memory, or not be read back as they were."""
+
+
+class DistributedError(OdegradError, RuntimeError):
+    """The vector field calls what several processes cannot call inside a solve."""
 
 
 class RandomFieldError(OdegradError, RuntimeError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from odegrad.reach import MOST_NODES
 from odegrad.state import Leaves
@@ -126,6 +127,8 @@ def _saved(node: Any) -> list[Tensor]:
 
 
 def _storage(x: Tensor) -> tuple[int, int]:
+    while is_traceable_wrapper_subclass(x):  # of a DTensor, what this rank holds
+        x = getattr(x, x.__tensor_flatten__()[0][0])
     if x.layout is not torch.strided or x._is_zerotensor():
         return id(x), 0  # sparse and others: not counted; zeros of forward mode have no storage
     storage = x.untyped_storage()
