@@ -16,7 +16,7 @@ __all__ = ["coverage"]
 
 _SIZE = 1e-2
 """Of a perturbation, relative to the tensor."""
-_ROUNDING = 100.0
+_ROUNDING = 1000.0
 """A change of the loss by so many ε, relative to it, may be rounding."""
 
 
