@@ -20,6 +20,7 @@ from odegrad.checkpoints import (
     Tiered,
 )
 from odegrad.density import GradientDensity, gradient_density
+from odegrad.errors import RejectStep
 from odegrad.gradients import (
     Backsolve,
     Discrete,
@@ -97,6 +98,7 @@ __all__ = [
     "hvp",
     "Mismatched",
     "Quadrature",
+    "RejectStep",
     "Tangent",
     "Fehlberg2",
     "Fixed",

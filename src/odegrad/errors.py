@@ -29,6 +29,7 @@ __all__ = [
     "OdegradError",
     "OdegradWarning",
     "RandomFieldError",
+    "RejectStep",
     "SolveError",
     "StepTooSmallError",
     "UnreachableTensorError",
@@ -109,6 +110,10 @@ class NonFiniteDerivativeError(SolveError):
 
 class NonFiniteStateError(SolveError):
     """A solve on a fixed grid produced NaN or infinity."""
+
+
+class RejectStep(SolveError):
+    """Raised by a vector field to ask for a smaller step: adaptive steps try again, others fail."""
 
 
 class StepTooSmallError(SolveError):

@@ -12,7 +12,7 @@ from odegrad.errors import InvalidTypeError
 from odegrad.gradients import Discrete, Gradient
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
-from odegrad.solve import solve
+from odegrad.solve import OnFailure, solve
 from odegrad.stepsize import PID, StepSize
 
 __all__ = ["NeuralODE"]
@@ -27,6 +27,7 @@ class NeuralODE(nn.Module):
         stepsize: As for `odegrad.solve`.
         gradient: As for `odegrad.solve`.
         compile: As for `odegrad.solve`.
+        on_failure: As for `odegrad.solve`.
 
     Example:
         >>> import torch, odegrad
@@ -43,6 +44,7 @@ class NeuralODE(nn.Module):
         stepsize: StepSize = PID(),
         gradient: Gradient = Discrete(),
         compile: bool = False,
+        on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
         self.net = net
@@ -50,6 +52,7 @@ class NeuralODE(nn.Module):
         self.stepsize = stepsize
         self.gradient = gradient
         self.compiles = compile  # nn.Module.compile is a method
+        self.on_failure: OnFailure = on_failure
         self._autonomous = _takes_one(net)
 
     def forward(self, y0: Any, ts: Tensor | Sequence[float], args: tuple[Any, ...] = ()) -> Any:
@@ -69,6 +72,7 @@ class NeuralODE(nn.Module):
             stepsize=self.stepsize,
             gradient=self.gradient,
             compile=self.compiles,
+            on_failure=self.on_failure,
         ).ys
 
     def extra_repr(self) -> str:

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
-from odegrad.errors import warn
+from odegrad.errors import (
+    InvalidValueError,
+    MaxStepsError,
+    NonFiniteDerivativeError,
+    NonFiniteStateError,
+    RejectStep,
+    SolveError,
+    StepTooSmallError,
+    warn,
+)
 from odegrad.gradients import Discrete, Gradient
+from odegrad.gradients.failed import failed
+from odegrad.grid import Grid
 from odegrad.inputs import check_loss, check_result
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
+from odegrad.state import Leaves
 from odegrad.stepsize import PID, AdaptiveStepSize, StepSize
 from odegrad.sweeps import StepInfo, forward
+from odegrad.sweeps.labels import sink
 
-__all__ = ["solve", "solved"]
+__all__ = ["OnFailure", "solve", "solved"]
+
+OnFailure: TypeAlias = Literal["raise", "nan", "return"]
 
 
 def solve(
@@ -36,6 +51,7 @@ def solve(
     loss_at: Callable[..., Any] | None = None,
     breakpoints: Sequence[float] | Tensor = (),
     max_steps: int | None = None,
+    on_failure: OnFailure = "raise",
     check_finite: bool = True,
     progress: bool = False,
     callback: Callable[[StepInfo], object] | None = None,
@@ -49,7 +65,8 @@ def solve(
     Every time in `ts` is stepped onto. Times may descend, and neighbours may be equal.
 
     Arguments:
-        f: Maps (t, y, *args) to a pytree like y. t is a 0-dim tensor in the widest real dtype of the
+        f: Maps (t, y, *args) to a pytree like y. It may raise `RejectStep` to ask adaptive steps for a
+            smaller one. t is a 0-dim tensor in the widest real dtype of the
             state, on the device of its first leaf. Parameters of modules that f calls, and tensors
             that it captures, are found and differentiated.
         y0: The state at ts[0]: a floating-point or complex tensor, or any pytree of such tensors.
@@ -81,6 +98,9 @@ def solve(
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
             declare theirs by themselves.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
+        on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
+            `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
+            such a solve is NaN, never finite. Wrong arguments raise in any case.
         check_finite: Whether to refuse NaN and infinity in y0, and in ys on fixed grids.
         progress: Whether to show a bar for each sweep (needs tqdm).
         callback: Called with a `StepInfo` after each step of both sweeps.
@@ -120,46 +140,104 @@ def solve(
         progress=progress,
         callback=callback,
     )
+    if on_failure not in ("raise", "nan", "return"):
+        raise InvalidValueError(
+            f'on_failure must be "raise", "nan" or "return", received {on_failure!r}'
+        )
     if compile:
         from odegrad.compiled import NotCompilable  # what it imports takes its time
 
         try:
-            return solved(assembled(compile=True))
+            return solved(assembled(compile=True), on_failure)
         except NotCompilable as reason:
             warn(f"compile=True has no effect on this solve: {reason}")
-    return solved(assembled(compile=False))
+    return solved(assembled(compile=False), on_failure)
 
 
-def solved(problem: Problem) -> Solution:
+def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
     """Solves what was assembled."""
-    run, y, p, ts = problem.run, problem.y, problem.p, problem.ts
-    if problem.differentiated:
-        outputs = problem.gradient.solve(run, y, p, ts)
-    elif run.programs is not None:
-        from odegrad.sweeps import compiled
-
-        outputs = compiled.forward(run, run.programs, y, p)[0]
-    else:
-        with torch.no_grad():
-            outputs = run.field.bound(p, lambda: forward(run, y, p, run.times)[0])
+    run, places = problem.run, problem.places
+    run.salvage = on_failure != "raise"
+    status, reason = Status.SUCCESS, ""
+    outputs: Leaves | None = None
+    try:
+        outputs = _at(problem, _outputs(problem))
+        _check(problem, outputs)
+    except SolveError as error:
+        if on_failure == "raise":
+            raise
+        outputs = _after_failure(problem, outputs, on_failure)
+        status, reason = _STATUS.get(type(error), Status.FAILED), str(error)
     ys, n = None, 1
     if run.loss is None:
         n = run.field.n_state
-        if run.labels is not None:
-            outputs = tuple(x[list(problem.places)] for x in outputs)
-        if problem.check_finite and not isinstance(run.stepsize, AdaptiveStepSize):
-            names = problem.structure.leaf_names()
-            check_result(outputs, tuple(run.times[i] for i in problem.places), names)
         ys = problem.structure.unflatten(outputs[:n])
-    elif problem.check_finite:
-        check_loss(outputs[0], run.times)
     return Solution(
         ys=ys,
-        ts=ts if run.labels is None else ts[list(problem.places)],
+        ts=problem.ts if run.labels is None else problem.ts[list(places)],
         stats=run.stats,
-        status=Status.SUCCESS,
-        grid=run.accepted_grid,
+        status=status,
+        grid=run.grid or Grid(()),
         landings=run.times,
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
+        reason=reason,
     )
+
+
+_STATUS: dict[type[SolveError], Status] = {
+    MaxStepsError: Status.MAX_STEPS,
+    StepTooSmallError: Status.STEP_TOO_SMALL,
+    NonFiniteDerivativeError: Status.NON_FINITE_DERIVATIVE,
+    NonFiniteStateError: Status.NON_FINITE_STATE,
+    RejectStep: Status.STEP_REJECTED,
+}
+
+
+def _outputs(problem: Problem) -> Leaves:
+    """The outputs at all landing times."""
+    run, y, p = problem.run, problem.y, problem.p
+    if problem.differentiated:
+        return problem.gradient.solve(run, y, p, problem.ts)
+    if run.programs is not None:
+        from odegrad.sweeps import compiled
+
+        return compiled.forward(run, run.programs, y, p)[0]
+    with torch.no_grad():
+        return run.field.bound(p, lambda: forward(run, y, p, run.times)[0])
+
+
+def _at(problem: Problem, outputs: Leaves) -> Leaves:
+    """The outputs at the user's times."""
+    if problem.run.labels is None or problem.run.loss is not None:
+        return outputs
+    return tuple(x[list(problem.places)] for x in outputs)
+
+
+def _check(problem: Problem, outputs: Leaves) -> None:
+    """Whether the outputs are finite, where steps did not see to it."""
+    run = problem.run
+    if not problem.check_finite:
+        return
+    if run.loss is not None:
+        check_loss(outputs[0], run.times)
+    elif not isinstance(run.stepsize, AdaptiveStepSize):
+        times = tuple(run.times[i] for i in problem.places)
+        check_result(outputs, times, problem.structure.leaf_names())
+
+
+def _after_failure(problem: Problem, outputs: Leaves | None, on_failure: OnFailure) -> Leaves:
+    """What is returned of a solve that failed, with a gradient of NaN.
+
+    Arguments:
+        problem: The solve.
+        outputs: The outputs, if the solve went through and they are not finite.
+        on_failure: Whether to return what was reached.
+    """
+    run, y = problem.run, problem.y
+    if outputs is None:
+        outputs = _at(problem, run.salvaged or sink(run, y, problem.p, on_graph=False).salvaged(y))
+    run.salvaged = None
+    if on_failure == "nan":
+        outputs = tuple(torch.full_like(x, float("nan")) for x in outputs)
+    return failed(outputs, (*y, *problem.p, problem.ts), problem.differentiated)

@@ -10,7 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from odegrad.errors import MaxStepsError, NonFiniteDerivativeError, StepTooSmallError
+from odegrad.errors import (
+    MaxStepsError,
+    NonFiniteDerivativeError,
+    RejectStep,
+    StepTooSmallError,
+)
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves, axpy, rms_norm
@@ -21,6 +26,9 @@ from odegrad.sweeps.steps import Accepted, Landings, Walk, number, take
 __all__ = ["DEFAULT_MAX_STEPS", "adaptive_steps", "check_count", "check_size", "first_size"]
 
 DEFAULT_MAX_STEPS = 100_000
+
+_CAUTIOUS = 1e-3
+"""The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
 
 
 def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Landings) -> Walk:
@@ -42,11 +50,15 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             span = landings[j + 1] - landings[j]
             t, dt = landings[j] + span * sigma, span * (following - sigma)
             snapshot, before = field.snapshot(), field.evaluations
-            step = take(run, n, t, dt, y, carry, p)
-            taken = length * (following - sigma)
-            ratio = _error_ratio(control, field.n_state, y, step)
+            taken, step = length * (following - sigma), None
+            try:
+                step = take(run, n, t, dt, y, carry, p)
+            except RejectStep:
+                ratio = math.inf
+            else:
+                ratio = _error_ratio(control, field.n_state, y, step)
             decision = control.decide(ratio, history, order)
-            if not decision.accept:
+            if step is None or not decision.accept:
                 if snapshot is not None:
                     snapshot.restore()
                 run.stats.rejected += 1
@@ -54,6 +66,8 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
                 # The smallest step allowed gets its try; `taken` may exceed it by rounding.
                 if min(size, taken) > control.dt_min:
                     h = max(h, control.dt_min)
+                if step is None:
+                    _check_rejected(run, control, number(t), taken, h)
                 check_size(run, control, number(t), taken, h, ratio, y, p)
                 check_count(run, number(t), taken)
                 continue
@@ -83,7 +97,10 @@ def first_size(run: Run, control: AdaptiveStepSize, y: Leaves, p: Leaves) -> flo
         return 1.0
     direction = -1.0 if run.times[-1] < run.times[0] else 1.0
     snapshot = run.field.snapshot()
-    h = starting_step(run.field, control, run.scheme.order, run.times[0], direction, y, p)
+    try:
+        h = starting_step(run.field, control, run.scheme.order, run.times[0], direction, y, p)
+    except RejectStep:
+        h = _CAUTIOUS * abs(run.times[-1] - run.times[0])
     if snapshot is not None:
         snapshot.restore()
     return max(h, control.dt_min)
@@ -98,6 +115,23 @@ def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> fl
     return shared_number(control.scaled_norm(error, y[:n], step.y[:n]))
 
 
+def _smallest(run: Run, control: AdaptiveStepSize, t: float) -> float:
+    """The smallest step that the controller or the resolution of time allow."""
+    return max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
+
+
+def _check_rejected(
+    run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float
+) -> None:
+    """Refuses to go on if f rejected the smallest of steps."""
+    if h < _smallest(run, control, t):
+        raise StepTooSmallError(
+            f"f rejects every step (it raises RejectStep) from t = {t:.6g} on, after "
+            f"{run.stats.accepted} accepted steps, even one of {taken:.3g}. The solution may leave the "
+            "domain of f here"
+        )
+
+
 def check_size(
     run: Run,
     control: AdaptiveStepSize,
@@ -109,7 +143,7 @@ def check_size(
     p: Leaves,
 ) -> None:
     """Refuses to go on with steps too small, after an attempt at `t` from `y` that took `taken`."""
-    smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
+    smallest = _smallest(run, control, t)
     if h >= smallest:
         return
     where = f"at t = {t:.6g} after {run.stats.accepted} accepted steps"
@@ -139,7 +173,7 @@ def _look(run: Run, t: float, taken: float, y: Leaves, p: Leaves) -> tuple[str, 
 
     Both are for a message only, so that nothing is said if f cannot be evaluated there.
     """
-    field, n = run.field, run.field.n_state
+    field, n, y = run.field, run.field.n_state, tuple(x.detach() for x in y)
     direction = math.copysign(taken, run.times[-1] - run.times[0])
     snapshot = field.snapshot()
     try:

@@ -19,7 +19,7 @@ from odegrad.sweeps.adaptive import adaptive_steps
 from odegrad.sweeps.fingerprint import Fingerprint
 from odegrad.sweeps.graphs import Graphs
 from odegrad.sweeps.kept import Current, Kept
-from odegrad.sweeps.labels import Sink, sink
+from odegrad.sweeps.labels import Sink, salvaging, sink
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import Accepted, Landings, fixed_grid, number, steps
 from odegrad.sweeps.store import StateStore
@@ -55,11 +55,12 @@ def forward(
     if run.monitor is not None:
         run.monitor.start("forward")
     try:
-        walk = _Walk(run, y, p, landings, outputs, checkpoints)
-        if checkpoints is None or len(run.times) < 2:
-            walk.advance(0, None, None, None)
-        else:
-            walk.follow(checkpoints)
+        with salvaging(run, outputs, y):
+            walk = _Walk(run, y, p, landings, outputs, checkpoints)
+            if checkpoints is None or len(run.times) < 2:
+                walk.advance(0, None, None, None)
+            else:
+                walk.follow(checkpoints)
     finally:
         run.count()
         run.stats.forward_evaluations = run.stats.f_evaluations

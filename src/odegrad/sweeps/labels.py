@@ -7,17 +7,20 @@ the costate, and ∂ℓ_j/∂p, which joins the parameter gradient.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from odegrad.errors import SolveError
 from odegrad.labelloss import LabelLoss
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.cotangents import Total
 from odegrad.sweeps.run import Run
 
-__all__ = ["Direct", "Sink", "direct", "sink"]
+__all__ = ["Direct", "Sink", "direct", "salvaging", "sink"]
 
 
 class Sink(Protocol):
@@ -31,6 +34,21 @@ class Sink(Protocol):
         """The outputs of the solve."""
         ...
 
+    def salvaged(self, like: Leaves) -> Leaves:
+        """The outputs of a solve that failed, NaN from there on; `like` is its initial state."""
+        ...
+
+
+@contextmanager
+def salvaging(run: Run, outputs: Sink, y: Leaves) -> Generator[None]:
+    """Keeps what was put out if the solve fails meanwhile, and that is wanted; y is its initial state."""
+    try:
+        yield
+    except SolveError:
+        if run.salvage:
+            run.salvaged = outputs.salvaged(y)
+        raise
+
 
 def sink(run: Run, y: Leaves, p: Leaves, on_graph: bool) -> Sink:
     """What takes in the states of a solve.
@@ -43,7 +61,7 @@ def sink(run: Run, y: Leaves, p: Leaves, on_graph: bool) -> Sink:
     """
     if run.loss is not None:
         return _Losses(run.loss, run, p, on_graph)
-    return _Stacked() if on_graph else _Buffers(y, len(run.times))
+    return _Stacked(len(run.times)) if on_graph else _Buffers(y, len(run.times))
 
 
 class _Buffers:
@@ -51,20 +69,29 @@ class _Buffers:
 
     def __init__(self, y: Leaves, count: int) -> None:
         self._buffers = tuple(leaf.new_empty((count, *leaf.shape)) for leaf in y)
+        self._filled = 0
 
     def put(self, j: int, y: Leaves) -> None:
+        self._filled = j + 1
         for buffer, leaf in zip(self._buffers, y, strict=True):
             buffer[j].copy_(leaf.detach())
 
     def result(self) -> Leaves:
         return self._buffers
 
+    def salvaged(self, like: Leaves) -> Leaves:
+        del like
+        for buffer in self._buffers:
+            buffer[self._filled :] = float("nan")
+        return self._buffers
+
 
 class _Stacked:
     """States, stacked on the graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self._list: list[Leaves] = []
+        self._count = count
 
     def put(self, j: int, y: Leaves) -> None:
         assert j == len(self._list)
@@ -72,6 +99,11 @@ class _Stacked:
 
     def result(self) -> Leaves:
         return tuple(torch.stack(leaf) for leaf in zip(*self._list, strict=True))
+
+    def salvaged(self, like: Leaves) -> Leaves:
+        missing = tuple(torch.full_like(x, float("nan")) for x in like)
+        self._list += [missing] * (self._count - len(self._list))
+        return self.result()
 
 
 class _Losses:
@@ -97,6 +129,11 @@ class _Losses:
         assert self._total is not None
         # Copies: an output of a node is neither an input of it nor a view of one.
         return (self._total.clone(), *(x.clone() for x in self._quadratures))
+
+    def salvaged(self, like: Leaves) -> Leaves:
+        n, dtype = self._run.field.n_state, self._run.field.time_dtype
+        nan = torch.full((), float("nan"), dtype=dtype, device=like[0].device)
+        return (nan, *(torch.full_like(x, float("nan")) for x in like[n:]))
 
 
 class Direct(Protocol):

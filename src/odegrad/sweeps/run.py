@@ -134,6 +134,8 @@ class Run:
         programs: The compiled steps, or None to take steps one by one in Python.
         loss: The loss at each landing time, if it is evaluated in the sweeps; else states are put out.
         witness: Who sees the transposed steps, or None.
+        salvage: Whether to keep what a solve that fails has computed.
+        salvaged: That.
         replay_check: Whether to look if f gives again what it gave.
         fingerprints: If so, the last states that a backward sweep will arrive at again, by number.
         kinks: The landings across which the solution is not smooth.
@@ -153,6 +155,8 @@ class Run:
     programs: Programs | None = None
     loss: LabelLoss | None = None
     witness: Witness | None = None
+    salvage: bool = False
+    salvaged: Leaves | None = None
     replay_check: bool = False
     fingerprints: dict[int, Fingerprint] = dataclasses.field(default_factory=dict[int, Fingerprint])
     kinks: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from odegrad.stepsize import PID, FixedStepSize
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, check_count, check_size, first_size
 from odegrad.sweeps.compiled.chunks import number, plain, rows_like, take_steps, watched
 from odegrad.sweeps.kept import Current, Kept
-from odegrad.sweeps.labels import sink
+from odegrad.sweeps.labels import Sink, salvaging, sink
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import fixed_grid
 from odegrad.sweeps.store import StateStore
@@ -42,14 +42,15 @@ def forward(
         checkpoints: What to keep; None keeps nothing.
         pull: Says what is kept of the steps on the tape.
     """
-    with watched(run, programs, "forward"):
-        march = _Forward(run, programs, y, p, pull, checkpoints)
+    outputs = sink(run, y, p, on_graph=False)
+    with watched(run, programs, "forward"), salvaging(run, outputs, y):
+        march = _Forward(run, programs, y, p, outputs, pull, checkpoints)
         if checkpoints is None or len(run.times) < 2:
             march.advance(0, None, None, None)
         else:
             march.follow(checkpoints)
     run.stats.forward_evaluations = run.stats.f_evaluations
-    return march.outputs.result(), march.kept
+    return outputs.result(), march.kept
 
 
 class _Forward:
@@ -61,14 +62,15 @@ class _Forward:
         programs: Programs,
         y: Leaves,
         p: Leaves,
+        outputs: Sink,
         pull: Pullback | None,
         checkpoints: Checkpoints | None,
     ) -> None:
         self.run, self.programs, self.n_y = run, programs, len(y)
         self.p = plain(p[: programs.n_read])
         self.pull, self.n = pull, 0
-        self.outputs = sink(run, y, p, on_graph=False)
-        self.outputs.put(0, y)
+        self.outputs = outputs
+        outputs.put(0, y)
         self.times = torch.tensor(run.times, dtype=torch.float64)
         self.device = programs.device
         control = run.stepsize
