@@ -157,6 +157,7 @@ def test_non_finite_errors_reject(ratio):
     assert PID().decide(ratio, history, 5) == Decision(False, 0.2, History((0.5, 0.25), True))
 
 
+@pytest.mark.filterwarnings("ignore:PID. rtol=1.0:odegrad.errors.OdegradWarning")
 def test_scaled_norm():
     y0, y1 = torch.tensor([1.0, -2.0]), torch.tensor([-3.0, 1.0])
     e = torch.tensor([3.5, 2.5])
