@@ -174,7 +174,7 @@ def _summary(
         if not found:
             continue
         chain = " → ".join(f"{x:.0e}" for x in found)
-        observed = "" if order is None else f", order {order:.1f}"
+        observed = "" if order is None else f", observed order {order:.1f}"
         texts.append(f"{name} off the gradient of the computed loss by {chain}{observed}")
     nearer = [
         level["label"]

@@ -144,9 +144,19 @@ def _cells(row: ModeRow) -> list[str]:
     off = "–" if row.difference is None else f"{row.difference:.1e}"
     angle = "–" if row.angle is None or oracle else f"{row.angle:.1e}°"
     off = "oracle" if oracle else off
-    seconds = "–" if row.seconds is None else f"{1e3 * row.seconds:.3g} ms"
+    seconds = "–" if row.seconds is None else _duration(row.seconds)
     peak = "–" if row.peak_bytes is None else size(row.peak_bytes)
     return [row.name, off, angle, seconds, peak, str(row.evaluations), str(row.transposes)]
+
+
+def _duration(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> _duration(0.0123), _duration(1.5)
+        ('12.3 ms', '1.5 s')
+    """
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
