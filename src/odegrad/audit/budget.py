@@ -8,7 +8,7 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """Evaluations of f, transposes included, that an audit takes unless its first checks need more.
+    """Evaluations of f, transposes included, that an audit may take besides those of its first checks.
 
     Arguments:
         subject: The audited solve, which counts.
@@ -16,12 +16,16 @@ class Budget:
     """
 
     def __init__(self, subject: Subject, total: int) -> None:
-        self._subject, self.total = subject, total
+        self._subject, self.total, self._before = subject, total, 0
+
+    def begin(self) -> None:
+        """Counts from here on."""
+        self._before = self._subject.evaluations
 
     @property
     def left(self) -> int:
         """How many are left."""
-        return max(0, self.total - self._subject.evaluations)
+        return max(0, self.total + self._before - self._subject.evaluations)
 
     def allows(self, cost: float) -> bool:
         """Whether there are so many left."""

@@ -162,6 +162,8 @@ def _order(levels: list[dict[str, Any]], name: str, eps: float) -> float | None:
     if len(usable) < 2 or usable[-1][0] < _CHANGE * usable[-2][0]:
         return None
     (n1, e1), (n2, e2) = usable[-2:]
+    if e2 >= e1:
+        return None
     return math.log(e1 / e2) / math.log(n2 / n1)
 
 

@@ -7,7 +7,8 @@ For every direction (ẏ0, ṗ, Ṫ), with ẏ_j the tangent of output j carried
 Both sides are linear in the direction, so no step parameter takes part, and what is left is rounding: N
 steps whose errors add up like a random walk, some ten roundings each, hence the bound 100 ε √N relative
 to the sum of all absolute terms. The left side is by torch's forward mode and shares no code with a
-backward sweep. What it cannot see is what both modes leave out: a tensor that f reads through ``detach``.
+backward sweep (where f has no forward mode, see `odegrad.audit.tangents`). What it cannot see is what
+both modes leave out: a tensor that f reads through ``detach``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def duality(subject: Subject, generator: torch.Generator) -> Check:
     rewound = _rewind_error(subject)
     tolerance += 10 * rewound
     try:
-        found = [
+        pairs = [
             _mismatch(subject, subject.directions(generator), range(len(subject.groups)))
             for _ in range(_DIRECTIONS)
         ]
@@ -46,18 +47,25 @@ def duality(subject: Subject, generator: torch.Generator) -> Check:
         return Check(
             "duality",
             "unknown",
-            f"f is not differentiable by torch's forward mode ({short(error)}); see Taylor remainders",
+            f"f has no derivative in torch's forward mode, nor a second one ({short(error)}); see Taylor "
+            "remainders",
         )
+    found, how = [x for x, _ in pairs], pairs[0][1]
     # `max` would lose a NaN.
     worst = math.inf if any(math.isnan(x) for x in found) else max(found)
-    numbers: dict[str, Any] = {"relative": worst, "tolerance": tolerance, "directions": found}
+    numbers: dict[str, Any] = {
+        "relative": worst,
+        "tolerance": tolerance,
+        "directions": found,
+        "by": how,
+    }
     bound = f"bound {tolerance:.0e} = 100 ε √N for N = {subject.n_steps} steps"
     if rewound:
         bound += f", and 10 × the reconstruction error {rewound:.0e} of rewinding"
     if worst <= tolerance:
         text = (
-            f"the gradient is the transpose of the accepted steps, to {worst:.0e} ({bound}; no step "
-            "parameter takes part)"
+            f"the gradient is the transpose of the accepted steps, to {worst:.0e} ({bound}; by {how}, "
+            "no step parameter takes part)"
         )
         return Check("duality", "passed", text, numbers)
     broken = _groups(subject, generator, tolerance)
@@ -79,17 +87,17 @@ def _groups(subject: Subject, generator: torch.Generator, tolerance: float) -> d
     directions = subject.directions(generator)
     broken: dict[str, float] = {}
     for k, name in list(enumerate(subject.groups))[:_MOST_GROUPS]:
-        mismatch = _mismatch(subject, directions, [k])
+        mismatch, _ = _mismatch(subject, directions, [k])
         if not mismatch <= tolerance:
             broken[name] = mismatch
     return broken
 
 
-def _mismatch(subject: Subject, directions: Leaves, chosen: range | list[int]) -> float:
-    """|left − right| / Σ |terms| for directions in some of the groups."""
+def _mismatch(subject: Subject, directions: Leaves, chosen: range | list[int]) -> tuple[float, str]:
+    """|left − right| / Σ |terms| for directions in some of the groups, and how the left was had."""
     moved = tuple(directions[k] for k in chosen)
-    tangents = carried(subject, [subject.active[k] for k in chosen], moved)
+    tangents, how = carried(subject, [subject.active[k] for k in chosen], moved)
     left, size_left = products(subject.first.cotangents, tangents)
     right, size_right = products(tuple(subject.first.grads[k] for k in chosen), moved)
     size = size_left + size_right
-    return abs(left - right) / size if size else 0.0
+    return (abs(left - right) / size if size else 0.0), how

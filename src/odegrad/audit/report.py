@@ -107,10 +107,10 @@ class Audit:
         for check in self.checks:
             head = f"  {check.status:<12}{check.name:<13}"
             lines += _wrapped(head + check.summary, " " * len(head))
-        lines.append("")
-        rows = table(self.modes)
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        for row, mode in zip(rows, [None, *self.modes], strict=True):
+        rows = table(self.modes) if self.modes else []
+        lines += [""] if rows else []
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row, mode in zip(rows, [None, *self.modes], strict=False):
             cells = [row[0].ljust(widths[0])]
             if mode is not None and mode.failure is not None:
                 lines += _wrapped(f"  {cells[0]}  {mode.failure}", " " * (widths[0] + 4))
