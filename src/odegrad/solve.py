@@ -20,7 +20,7 @@ from odegrad.errors import (
     StepTooSmallError,
     warn,
 )
-from odegrad.gradients import Discrete, Gradient
+from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.failed import failed
 from odegrad.grid import Grid
 from odegrad.inputs import check_loss, check_result
@@ -28,9 +28,10 @@ from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution, Status
 from odegrad.state import Leaves
-from odegrad.stepsize import PID, AdaptiveStepSize, StepSize
+from odegrad.stepsize import PID, AdaptiveStepSize, Steps, StepSize
 from odegrad.sweeps import StepInfo, forward
 from odegrad.sweeps.labels import sink
+from odegrad.traced import has_breakpoints, solve_traced
 
 __all__ = ["OnFailure", "solve", "solved"]
 
@@ -63,6 +64,11 @@ def solve(
     its segment. The step-size controller and rejected attempts carry no derivative.
 
     Every time in `ts` is stepped onto. Times may descend, and neighbours may be equal.
+
+    Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
+    streamed losses or breakpoints, is traced as n steps per interval: no graph break, the same numbers
+    and gradients, in the memory of `Tape`. Controls have to be in modules there, not captured. Any
+    other solve is one graph break, and runs as ever.
 
     Arguments:
         f: Maps (t, y, *args) to a pytree like y. It may raise `RejectStep` to ask adaptive steps for a
@@ -123,12 +129,31 @@ def solve(
         >>> print(f"{sol.ys[-1].item():.6f} {rate.grad.item():.6f}")  # exp(-2), -exp(-2)
         0.135335 -0.135335
     """
-    assembled = partial(
-        assemble,
+    if torch.compiler.is_compiling():
+        ordinary = (
+            loss_at is None
+            and len(breakpoints) == 0
+            and not has_breakpoints(f)
+            and max_steps is None
+            and on_failure == "raise"
+            and not (progress or compile)
+            and callback is None
+        )
+        unlimited = isinstance(gradient, Tape) or (
+            isinstance(gradient, Discrete) and not gradient.limited
+        )
+        if isinstance(stepsize, Steps) and ordinary and unlimited:
+            return solve_traced(f, y0, ts, args, scheme, stepsize.n, running)
+        run = _outside_of_graphs
+    else:
+        run = _solve
+    return run(
         f,
         y0,
         ts,
         args,
+        on_failure,
+        compile,
         scheme=scheme,
         stepsize=stepsize,
         gradient=gradient,
@@ -140,6 +165,32 @@ def solve(
         progress=progress,
         callback=callback,
     )
+
+
+def _outside_of_graphs(*args: Any, **options: Any) -> Solution:
+    """`_solve`, without torch.compile looking on."""
+    alone: Callable[..., Solution] = torch.compiler.disable(_solve)  # pyright: ignore
+    return alone(*args, **options)
+
+
+# The mark that torch.compiler.disable would leave, which takes seconds to import.
+_outside_of_graphs._torchdynamo_disable = True  # pyright: ignore
+_outside_of_graphs._torchdynamo_disable_msg = (  # pyright: ignore
+    "this odegrad.solve is not traced; one with Steps(n), and without a memory budget, would be"
+)
+
+
+def _solve(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float],
+    args: tuple[Any, ...],
+    on_failure: OnFailure,
+    compile: bool,
+    **options: Any,
+) -> Solution:
+    """`solve`, where numbers can be looked at."""
+    assembled = partial(assemble, f, y0, ts, args, **options)
     if on_failure not in ("raise", "nan", "return"):
         raise InvalidValueError(
             f'on_failure must be "raise", "nan" or "return", received {on_failure!r}'

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias
 
 from odegrad.errors import InvalidValueError
@@ -41,6 +41,10 @@ class Tableau:
         b_embedded: The weights of the solution that it is compared with, if any.
         embedded_order: The order of that other solution.
 
+    Attributes:
+        fsal: Whether the last stage is f at the end of the step, hence the next step's first.
+        b_error: The weights b − b_embedded of the error estimate, or None.
+
     Raises:
         InvalidValueError: If shapes disagree or an order condition fails.
 
@@ -59,6 +63,8 @@ class Tableau:
     order: int
     b_embedded: tuple[float, ...] | None = None
     embedded_order: int | None = None
+    fsal: bool = field(init=False, repr=False, compare=False, default=False)
+    b_error: tuple[float, ...] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         s = len(self.b)
@@ -75,23 +81,15 @@ class Tableau:
             raise InvalidValueError("b_embedded and embedded_order go together")
         if self.b_embedded is not None and self.embedded_order is not None:
             self._check(self.b_embedded, self.embedded_order, "b_embedded")
+            error = tuple(x - y for x, y in zip(self.b, self.b_embedded, strict=True))
+            object.__setattr__(self, "b_error", error)
+        fsal = self.c[-1] == 1.0 and self.b[-1] == 0.0 and self.a[-1] == self.b[:-1]
+        object.__setattr__(self, "fsal", fsal)
 
     @property
     def stages(self) -> int:
         """The number of stages s."""
         return len(self.b)
-
-    @cached_property
-    def fsal(self) -> bool:
-        """Whether the last stage is f at the end of the step, hence the next step's first."""
-        return self.c[-1] == 1.0 and self.b[-1] == 0.0 and self.a[-1] == self.b[:-1]
-
-    @cached_property
-    def b_error(self) -> tuple[float, ...] | None:
-        """The weights b − b_embedded of the error estimate."""
-        if self.b_embedded is None:
-            return None
-        return tuple(x - y for x, y in zip(self.b, self.b_embedded, strict=True))
 
     @property
     def error_order(self) -> int | None:
