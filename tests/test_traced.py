@@ -81,10 +81,14 @@ def test_others_are_one_break(options: dict[str, Any]) -> None:
 def test_a_solve_in_a_function_with_running_costs_and_a_structured_state() -> None:
     w, q, v = leaf(seed=3), leaf(4, 2), leaf(4, 2, seed=1)
 
+    def oscillator(t: Tensor, y: dict[str, Tensor], w: Tensor) -> dict[str, Tensor]:
+        return {"q": y["v"], "v": -w * y["q"] * torch.cos(t)}
+
     def run(w: Tensor, q: Tensor, v: Tensor) -> Tensor:
         sol = odegrad.solve(
-            lambda t, y, w: {"q": y["v"], "v": -w * y["q"] * torch.cos(t)}, {"q": q, "v": v}, [0.0, 0.5, 1.0],
-            (w,), scheme=odegrad.Dopri5(), stepsize=Steps(2), running=lambda t, y, w: w * y["q"].square().sum(),
+            oscillator, {"q": q, "v": v}, [0.0, 0.5, 1.0],
+            (w,), scheme=odegrad.Dopri5(), stepsize=Steps(2),
+            running=lambda t, y, w: w * y["q"].square().sum(),
             gradient=Tape(),
         )  # fmt: skip
         assert sol.running is not None
