@@ -125,6 +125,21 @@ def test_against_finite_differences(name: str) -> None:
     assert float((found - about).norm()) < 1e-7 * float(about.norm())
 
 
+@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS, Discrete(odegrad.Binomial(2))], ids=str)
+def test_levels_over_parameters_that_require_grad_anyway(gradient: Any) -> None:
+    """The module's own parameters, on which autograd looks, too."""
+    parameters = dict(NET.named_parameters())
+
+    def outer(p: dict[str, Tensor], y: Tensor, mode: Any) -> Tensor:
+        slopes = grad(value(solver(mode)))(p, y)
+        return sum(g.square().sum() for g in slopes.values())  # type: ignore[return-value]
+
+    for argnums in (0, 1):
+        found = flat(grad(outer, argnums=argnums)(parameters, Y0, gradient))
+        expected = flat(grad(outer, argnums=argnums)(parameters, Y0, Tape()))
+        assert float((found - expected).norm()) < 1e-12 * float(expected.norm())
+
+
 def test_vmap_shares_the_steps_of_the_most_demanding_sample() -> None:
     rates = torch.tensor([0.1, 30.0], dtype=torch.float64)
     seen: list[odegrad.Solution] = []

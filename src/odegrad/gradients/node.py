@@ -250,7 +250,7 @@ class _Transpose(Function):
         present = [i for i, g in enumerate(cotangents) if g is not None]
         nested = _Nested(
             call.rule,
-            tuple(None if i in active else x for i, x in enumerate(inputs)),
+            tuple(None if i in active else x.detach() for i, x in enumerate(inputs)),
             tuple(present),
         )
         v = [*(inputs[i] for i in active), *(cotangents[i] for i in present)]

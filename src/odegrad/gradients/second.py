@@ -49,7 +49,7 @@ def second(
         return None
     moves: list[Tensor | None] = [None] * len(inputs)
     for i, u in zip(active, directions, strict=True):
-        moves[i] = u
+        moves[i] = u.detach()  # it may have a history on another level of torch.func
     y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
     field = cast("VectorField", LiftedField(run.field, n_y, tuple(moves[n_y:-1])))
     lifted = dataclasses.replace(
