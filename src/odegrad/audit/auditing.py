@@ -186,6 +186,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "times": len(subject.times),
         "loss": subject.loss,
         "numbers": subject.numbers,
-        "eps": subject.eps,
+        "rounding": subject.rounding,
         "evaluations": subject.evaluations,
     }

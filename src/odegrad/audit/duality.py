@@ -35,9 +35,8 @@ _MOST_GROUPS = 40
 
 def duality(subject: Subject, generator: torch.Generator) -> Check:
     """Compares both sides for a few random directions, and for one group after another if they differ."""
-    tolerance = 100 * subject.eps * math.sqrt(max(1, subject.n_steps))
     rewound = _rewind_error(subject)
-    tolerance += 10 * rewound
+    tolerance = subject.rounding + 10 * rewound
     try:
         pairs = [
             _mismatch(subject, subject.directions(generator), range(len(subject.groups)))

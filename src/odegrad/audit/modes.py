@@ -92,7 +92,7 @@ def compare(subject: Subject, budget: Budget) -> tuple[tuple[ModeRow, ...], Chec
     for name, seconds in _timed(subject, works, rows, budget).items():
         rows[name] = dataclasses.replace(rows[name], seconds=seconds)
     found = tuple(rows.values())
-    return found, _judged(found)
+    return found, _judged(found, subject.rounding)
 
 
 def _measured(subject: Subject, mode: Gradient) -> tuple[Pulled, int]:
@@ -120,7 +120,7 @@ def _timed(
     return {name: statistics.median(x) for name, x in samples.items() if x}
 
 
-def _judged(rows: Sequence[ModeRow]) -> Check:
+def _judged(rows: Sequence[ModeRow], rounding: float) -> Check:
     numbers = {row.name: row.difference for row in rows}
     texts: list[str] = []
     status: Status = "information"
@@ -128,12 +128,13 @@ def _judged(rows: Sequence[ModeRow]) -> Check:
         off = row.difference
         if row.failure is not None:
             texts.append(f"{row.name}: {row.failure}")
-        elif off is not None and row.name.startswith(("Backsolve", "Quadrature", "Mismatched")):
+        elif off is not None and off <= rounding:
+            if off > 0:
+                texts.append(f"{row.name} equals Tape to {off:.0e}")
+        elif off is not None:
             amount = f"by {off:.0e}" if math.isfinite(off) else "and not finite"
             texts.append(f"{row.name} is inconsistent with the computed loss {amount}")
-        elif off is not None and off > 0:
-            texts.append(f"{row.name} equals Tape to {off:.0e}")
-        if row.name == "Backsolve()" and off is not None and not off <= FLAGGED:
+        if row.name == "Backsolve()" and off is not None and not off <= max(FLAGGED, rounding):
             status = "flagged"
             texts[-1] += f" (flagged above {FLAGGED:.0e})"
     return Check("modes", status, "; ".join(texts), numbers)

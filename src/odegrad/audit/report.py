@@ -59,6 +59,8 @@ class Audit:
         off = next((m.difference for m in self.modes if m.name == "Backsolve()"), None)
         if off is None:
             return line
+        if off <= self.subject["rounding"]:
+            return f"{line}; Backsolve agrees with it up to rounding ({off:.0e}) on these steps"
         amount = f"by {off:.0e}" if math.isfinite(off) else "(not even finite)"
         return f"{line}; Backsolve is inconsistent with the computed loss {amount}"
 

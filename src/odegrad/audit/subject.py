@@ -131,13 +131,16 @@ class Subject:
         self.groups.append("times")
         return found
 
-    # What it is.
-
     @property
     def eps(self) -> float:
         """The machine epsilon of the coarsest dtype among what is differentiated."""
         given = [*self.y, *(x for x in self.p if x.requires_grad)]
         return max(torch.finfo(real_dtype(x.dtype)).eps for x in given)
+
+    @property
+    def rounding(self) -> float:
+        """100 ε √N: what the roundings of N steps add up to, relative to what is computed."""
+        return 100 * self.eps * max(1, self.n_steps) ** 0.5
 
     @property
     def adaptive(self) -> bool:
@@ -170,8 +173,6 @@ class Subject:
             direction(self.inputs[i], generator, last=i == self.n_y + len(self.p))
             for i in self.active
         )
-
-    # What it does.
 
     def run(self, stepsize: StepSize, times: tuple[float, ...] | None = None) -> Run:
         """The solve anew, in the world of the start."""
