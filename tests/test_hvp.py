@@ -68,7 +68,9 @@ def test_equal_to_double_backward_of_tape(case: Any, gradient: Any) -> None:
     assert relative(found, expected) < 1e-11
 
 
-@pytest.mark.parametrize(("scheme", "stepsize"), SCHEME_STEPS)
+@pytest.mark.parametrize(
+    ("scheme", "stepsize"), [x for x in SCHEME_STEPS if not isinstance(x[1], odegrad.Fixed)]
+)
 def test_every_scheme(scheme: Any, stepsize: Any) -> None:
     found, grid = product(CASES[1](), Discrete(odegrad.Binomial(2)), scheme(), stepsize)
     expected, _ = product(CASES[1](), Tape(), scheme(), grid)
