@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -139,19 +139,35 @@ class Square(torch.autograd.Function):
         return grad * w * w, (2 * grad * y * w).sum()
 
 
-@pytest.mark.parametrize("gradient", [Discrete(), GRAPHS])
-def test_a_custom_function_is_followed_once_and_refused_twice(gradient: Any) -> None:
+@pytest.mark.parametrize(
+    ("gradient", "scheme", "orders"),
+    [
+        (Discrete(), odegrad.RK4(), 2),
+        (GRAPHS, odegrad.RK4(), 1),
+        (Discrete(), odegrad.ALF(), 2),
+        (Discrete(), odegrad.ReversibleHeun(), 2),
+    ],
+)
+def test_a_custom_function_is_followed_or_refused(gradient: Any, scheme: Any, orders: int) -> None:
+    """What it reads cannot be replaced: in a graph of several evaluations f has no tangent."""
     w, v, y0 = leaf(seed=1), leaf(seed=2), leaf(2)
 
     def f(t: Tensor, y: Tensor) -> Tensor:
         return -Square.apply(y, w) * v * 0.1
 
-    call = lambda g: odegrad.solve(f, y0, TS, stepsize=Steps(3), gradient=g).ys[-1].sum()  # noqa: E731
-    grads = [torch.autograd.grad(call(g), [v, y0]) for g in (Tape(), gradient)]
-    assert relative(list(grads[1]), list(grads[0])) <= 1e-12
-    first = torch.autograd.grad(call(gradient), [w, v], create_graph=True)
+    def derivatives(gradient: Any) -> Iterator[list[Tensor]]:
+        ys = odegrad.solve(f, y0, TS, scheme=scheme, stepsize=Steps(3), gradient=gradient).ys
+        value = ys[-1].sum()
+        while True:
+            found = torch.autograd.grad(value, [w, v, y0], create_graph=True)
+            yield [x.detach() for x in found]
+            value = sum(x.square().sum() for x in found)
+
+    found, expected = derivatives(gradient), derivatives(Tape())
+    for _ in range(orders):
+        assert relative(next(found), next(expected)) <= 1e-12
     with pytest.raises(errors.UnreachableTensorError):
-        torch.autograd.grad(sum(g.sum() for g in first), [w, v, y0])
+        next(found)
 
 
 def test_hooks_see_one_gradient() -> None:

@@ -252,7 +252,7 @@ ERRORS: dict[str, tuple[type[Exception], Callable[..., Any], Any, dict[str, Any]
         {"ts": [0.0, 5.0], "stepsize": Steps(50)},
     ),
     "shape": (errors.FieldOutputError, lambda t, y: y[:1], torch.ones(4, 3), {}),
-    "structure": (errors.FieldOutputError, lambda t, y: (y, y), ones, {}),
+    "structure": (errors.FieldOutputTypeError, lambda t, y: (y, y), ones, {}),
     "dtype": (errors.FieldOutputError, lambda t, y: y.to(torch.complex128), ones, {}),
     "in place": (errors.FieldOutputError, in_place, ones, {}),
     "its own": (KeyError, raising, ones, {}),

@@ -111,6 +111,8 @@ def grids(draw: st.DrawFn) -> list[float]:
     return times
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Fixed.* is longer than the whole solve")
+
 STEPSIZES = st.one_of(st.builds(Steps, st.integers(1, 4)), st.builds(Fixed, number(0.05, 0.4)))
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]

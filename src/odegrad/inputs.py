@@ -202,10 +202,19 @@ def check_result(ys: Leaves, times: tuple[float, ...], names: Sequence[str]) -> 
             raise NonFiniteStateError(
                 f"the solution is NaN or infinite at ts[{j}] = {times[j]:.6g}"
                 f"{f', in leaf {i}{names[i]}' if i < len(names) else ', in the running cost'}. "
+                f"{_range(leaf)}"
                 "The steps may be too large for stability, or the solution may blow up: take smaller "
                 "steps, or adaptive ones, which find the place. (check_finite=False returns such "
                 "numbers.)"
             )
+
+
+def _range(leaf: Tensor) -> str:
+    """What to know of a dtype of few exponents."""
+    if leaf.dtype not in (torch.float16, torch.complex32):
+        return ""
+    name, most = str(leaf.dtype).removeprefix("torch."), torch.finfo(torch.float16).max
+    return f"A {name} ends at {most:g}: rather keep the state in float32, with f under autocast. "
 
 
 def check_loss(loss: Tensor, times: tuple[float, ...]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odegrad.errors import UnreachableTensorError
 
-__all__ = ["MOST_NODES", "check_reachable"]
+__all__ = ["MOST_NODES", "check_reachable", "formal"]
 
 MOST_NODES = 10_000
 """How far to walk. If Python has met a chain of some 20 000 nodes of a graph, torch 2.13 overflows the
@@ -16,8 +16,21 @@ stack when it frees that graph.
 """
 
 
+_MARK = "_odegrad_formal"
+
+
+def formal(x: Tensor) -> Tensor:
+    """x, marked as a leaf on which nothing depends that is computed with it.
+
+    Of a map that is linear in x, the derivative is constant; but a node of a graph that was written in
+    Python tells only what it has been given.
+    """
+    setattr(x, _MARK, True)
+    return x
+
+
 def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Walks the graph of `outputs` to its leaves, or as far as `MOST_NODES` reach.
+    """Walks the graph of `outputs` to `inputs` and to its leaves, or as far as `MOST_NODES` reach.
 
     Raises:
         UnreachableTensorError: If a leaf is not one of `inputs`: its gradient would be lost.
@@ -26,8 +39,9 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
     for x in outputs:
         if x.is_leaf and x.requires_grad and id(x) not in allowed:
             _raise(x)
-    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    seen = set(nodes)
+    ends = {x.grad_fn for x in inputs}
+    nodes = [x.grad_fn for x in outputs if x.grad_fn is not None and x.grad_fn not in ends]
+    seen = {*nodes, *ends}
     for node in nodes:  # grows
         following = node.next_functions
         for other, _ in following:
@@ -38,7 +52,7 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
             return
         if not following:  # where a gradient accumulates
             leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in allowed:
+            if leaf is not None and id(leaf) not in allowed and not hasattr(leaf, _MARK):
                 _raise(leaf)
 
 

@@ -3,7 +3,8 @@
 A user's state is any pytree of tensors. Inside the library it is always `Leaves`, a tuple of tensors,
 so that every scheme is written once for all structures. Linear combinations of leaves go through
 `axpy` alone: one rounding order for floats, 0-dim tensors and per-sample tensors. (``alpha=`` of
-`torch.add` would fuse the multiply-add and differ in the last bit.)
+`torch.add` would fuse the multiply-add and differ in the last bit.) Of leaves in half precision the sum
+is formed in single precision and rounded once: what is stored is what f is evaluated at.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ __all__ = [
     "axpy",
     "combine",
     "inner",
+    "is_half",
     "is_legacy_batched",
     "nbytes",
     "off_graph",
     "real_dtype",
     "rms_norm",
+    "rounded",
     "scale",
+    "wide",
     "widest_real_dtype",
 ]
 
@@ -109,6 +113,29 @@ def widest_real_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
     return max(dtypes, key=lambda d: torch.finfo(d).bits) if dtypes else torch.float32
 
 
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in at least single precision, in which sums are formed."""
+    dtype = _WIDER.get(x.dtype)
+    return x if dtype is None else x.to(dtype)
+
+
+def is_half(x: Tensor) -> bool:
+    """Whether x is in half precision."""
+    return x.dtype in _WIDER
+
+
+def rounded(x: Sequence[Tensor], like: Sequence[Tensor]) -> Leaves:
+    """x in the dtypes of `like`, leaf by leaf."""
+    return tuple(a if a.dtype == b.dtype else a.to(b.dtype) for a, b in zip(x, like, strict=True))
+
+
 def align(c: Time, leaf: Tensor) -> Time:
     """The coefficient `c` in a form that broadcasts against `leaf` without changing its dtype.
 
@@ -142,9 +169,9 @@ def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leav
     for weight, slope in zip(weights, slopes, strict=False):
         if weight == 0.0:
             continue
-        terms = scale(h * weight, slope)
+        terms = scale(h * weight, tuple(map(wide, slope)))
         total = list(terms) if total is None else [a + b for a, b in zip(total, terms, strict=True)]
-    return None if total is None else tuple(total)
+    return None if total is None else rounded(total, slopes[0])
 
 
 def axpy(y: Leaves, h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
@@ -156,12 +183,13 @@ def axpy(y: Leaves, h: Time, weights: Sequence[float], slopes: Sequence[Leaves])
         weights: w, one number per slope; slopes beyond its length are ignored.
         slopes: k, each with the shapes of `y`.
     """
-    result = list(y)
+    result = list(map(wide, y))
     for weight, slope in zip(weights, slopes, strict=False):
         if weight != 0.0:
             c = h * weight
-            result = [a + k * align(c, k) for a, k in zip(result, slope, strict=True)]
-    return tuple(result)
+            terms = map(wide, slope)
+            result = [a + k * align(c, k) for a, k in zip(result, terms, strict=True)]
+    return rounded(result, y)
 
 
 def inner(x: Leaves, y: OptionalLeaves, like: Tensor) -> Tensor:

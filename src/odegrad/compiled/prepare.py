@@ -19,7 +19,7 @@ from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField
 from odegrad.scan import global_names
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, Structure, widest_real_dtype
+from odegrad.state import Leaves, Structure, is_half, widest_real_dtype
 from odegrad.stepsize import PID, FixedStepSize, StepSize
 
 __all__ = ["Prepared", "prepare"]
@@ -108,6 +108,10 @@ def _prepare(
 def _check_surroundings(stepsize: StepSize, y: Leaves) -> None:
     if y[0].device.type not in ("cpu", "cuda"):
         raise NotCompilable(f"{y[0].device.type} devices have no float64 to keep the time in")
+    if torch.is_grad_enabled() and any(map(is_half, y)):
+        raise NotCompilable(
+            "its state is in half precision, in which compiled transposes would add up"
+        )
     obstacle = compiler_obstacle() if current_backend() in ("inductor", "steps") else None
     if obstacle is not None and y[0].device.type == "cpu":
         raise NotCompilable(obstacle)

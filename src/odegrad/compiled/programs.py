@@ -24,7 +24,7 @@ from odegrad.compiled.tracing import LOCK, Fakes, device_of
 from odegrad.errors import OdegradWarning
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
-from odegrad.state import Leaves, nbytes
+from odegrad.state import Leaves, nbytes, wide
 from odegrad.stepsize.pid import CONSTANTS
 
 __all__ = ["CHUNK_BYTES", "Programs", "Transposed"]
@@ -234,9 +234,14 @@ class Programs:
         key = ("transposed", id(pull), labelled)
         return self._make(key, lambda: self._transposed(pull, labelled))
 
+    def _sums(self, pull: Pullback) -> list[Tensor]:
+        """Stand-ins for the sums of terms: in single precision at least."""
+        with self._fakes.mode:
+            return [wide(self._p[i]) for i in pull.summed]
+
     def _transposed(self, pull: Pullback, labelled: bool) -> Transposed:
         state, n_y = [*self._y, *self._carry], len(self._y)
-        sums, n_p, n_k = [self._p[i] for i in pull.summed], len(self._p), len(pull.kept)
+        sums, n_p, n_k = self._sums(pull), len(self._p), len(pull.kept)
         n_s, n_g, n_t = len(state), len(sums), 2 if pull.timed else 0
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:

@@ -20,7 +20,7 @@ from odegrad.compiled.deferred import SAME, Deferred, Plan
 from odegrad.compiled.tracing import Fakes, depends_on, extract, inputs, results
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves
+from odegrad.state import Leaves, is_half
 
 __all__ = ["Pullback", "trace_pullback"]
 
@@ -104,7 +104,7 @@ def trace_pullback(
 
     given, outputs = inputs(module), results(module.graph)
     n_first, n_grads = len(outputs) - len(reached), n_y + n_c
-    terms = {p: _terms(node) for p, node in zip(reached, outputs[n_first:], strict=True)}
+    terms = {i: _terms(node) for i, node in zip(reached, outputs[n_first:], strict=True)}
     grads = given[len(given) - n_grads :]
     first = given[: len(given) - n_grads]
     late = depends_on(module.graph, grads)
@@ -180,9 +180,20 @@ _ELEMENTWISE = (
 )
 
 
+_SINGLE = (torch.float32, torch.complex64)
+
+
+def _widens(node: Node) -> bool:
+    """Whether a node turns half precision into single."""
+    if node.target is not aten._to_copy.default:
+        return False
+    (x,), dtype = node.args, node.kwargs.get("dtype")
+    return isinstance(x, Node) and is_half(x.meta["val"]) and dtype in _SINGLE
+
+
 def _terms(node: Node) -> list[Node]:
     """The summands of a sum that is used for nothing else."""
-    if node.target in SAME:
+    if node.target in SAME or _widens(node):  # sums are formed in single precision anyway
         return _terms(node.args[0])  # pyright: ignore[reportArgumentType]
     if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
         a, b = node.args

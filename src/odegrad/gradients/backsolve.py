@@ -34,7 +34,7 @@ from odegrad.gradients.continuous import (
 from odegrad.gradients.node import Rule, apply
 from odegrad.grid import stack_times
 from odegrad.schemes import Scheme
-from odegrad.state import Leaves, OptionalLeaves, Structure
+from odegrad.state import Leaves, OptionalLeaves, Structure, wide
 from odegrad.stepsize import AdaptiveStepSize, Decision, History, StepSize
 from odegrad.sweeps import Run, forward
 
@@ -100,7 +100,7 @@ class Backsolve(Gradient):
         """The backward solve: cotangents of the initial state, of p and of the times."""
         field, n = run.field, len(ys)
         wanted = [i for i, x in enumerate(p) if x.requires_grad]
-        grad_p = tuple(torch.zeros_like(p[i]) for i in wanted)
+        grad_p = tuple(torch.zeros_like(wide(p[i].detach())) for i in wanted)
 
         def augmented(t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             point = field.linearize(t, z[:n], p)
@@ -119,7 +119,7 @@ class Backsolve(Gradient):
         run.count()
         full: list[Tensor | None] = [None] * len(p)
         for i, g in zip(wanted, grad_p, strict=True):
-            full[i] = g
+            full[i] = g.to(p[i].dtype)
         return a, tuple(full), times
 
     def _segment(self, run: Run, j: int, z: Leaves, augmented: object, n: int) -> Leaves:

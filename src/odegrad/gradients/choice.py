@@ -30,6 +30,7 @@ from odegrad.errors import MemoryBudgetError
 from odegrad.gradients.forecast import predicted_peak
 from odegrad.gradients.needs import Kind
 from odegrad.gradients.rehearsal import Rehearsal
+from odegrad.state import is_half
 
 __all__ = ["MANY", "chosen"]
 
@@ -103,6 +104,8 @@ def _fits(rehearsal: Rehearsal, kind: Kind, budget: int) -> bool:
     """Whether a rehearsal of this kind may fit into a budget: a guess."""
     if rehearsal.run.programs is not None or kind.keep is Keep.STAGES:
         return True
+    if kind.keep is Keep.GRAPH and any(map(is_half, rehearsal.y0)):
+        return False  # on it autograd would add up in half precision
     return (1 if kind.keep is None else 3) * rehearsal.step_graph <= budget
 
 

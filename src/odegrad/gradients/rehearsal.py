@@ -34,7 +34,7 @@ from odegrad.grid import Grid, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run, Stats
-from odegrad.sweeps.graphs import stretch_length
+from odegrad.sweeps.graphs import in_half, stretch_length
 from odegrad.sweeps.saved import step_graph
 from odegrad.sweeps.steps import fixed_grid
 
@@ -160,7 +160,8 @@ class Rehearsal:
     @property
     def stretch(self) -> int:
         """How many steps a stretch of graphs has at least."""
-        return stretch_length(self._graph.work)
+        half = in_half((*self.y0, *self._p), self.run.field.autocast[2])
+        return stretch_length(self._graph.work, half)
 
     @cached_property
     def _graph(self) -> Needs:

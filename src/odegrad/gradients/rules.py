@@ -13,7 +13,7 @@ from odegrad.gradients.base import landing_times
 from odegrad.gradients.node import Rule, Second
 from odegrad.grid import Clock, stack_times
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, rounded
 from odegrad.sweeps import Cotangents, Kept, Landings, Run, backward, forward
 from odegrad.sweeps.forward import replay
 
@@ -179,7 +179,7 @@ def sweeping_rule(
         kept = left[0][0].with_tensors(tensors, left[0][1], retain)
         found = back(Backward(y0, p, ts, kept, grads, needs, retain))
         grad_ts = stack_times(found.times, ts) if needs[-1] else None
-        cotangents = (*found.y0, *_zeros(found.p, p), grad_ts)
+        cotangents = (*rounded(found.y0, y0), *_finished(found.p, p), grad_ts)
         return tuple(g if need else None for g, need in zip(cotangents, needs, strict=True))
 
     if inexact is not None:
@@ -197,9 +197,12 @@ def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
     return run.field.bound(p, lambda: replay(run, clock, y0, p, landings[0]))
 
 
-def _zeros(grads: OptionalLeaves, like: Leaves) -> OptionalLeaves:
-    """Zeros for parameters that f never touched, as DistributedDataParallel expects."""
+def _finished(grads: OptionalLeaves, like: Leaves) -> OptionalLeaves:
+    """Sums in the dtypes of the parameters.
+
+    Of those that f never touched they are zeros, as DistributedDataParallel expects.
+    """
     return tuple(
-        torch.zeros_like(x) if g is None and x.requires_grad else g
+        (torch.zeros_like(x) if x.requires_grad else None) if g is None else g.to(x.dtype)
         for g, x in zip(grads, like, strict=True)
     )

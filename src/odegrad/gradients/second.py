@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odegrad.checkpoints import Checkpoints
+from odegrad.errors import UnreachableTensorError
 from odegrad.field import VectorField
 from odegrad.state import Leaves, OptionalLeaves, is_legacy_batched
 from odegrad.sweeps import Run, Stats, backward, forward
@@ -40,7 +41,7 @@ def second(
 
     Returns:
         ∇⟨g, S'u⟩ for each active input, and S'u for each output; None if it has to be had in another way:
-        for derivatives with respect to times or of streamed losses.
+        for derivatives with respect to times or of streamed losses, or if f has no tangent here.
     """
     run.field.check_draws()
     run.check_unchanged()
@@ -72,6 +73,10 @@ def second(
         assert kept is not None
         back = lambda: backward(lifted, state, p, None, checkpoints, kept, grads, False)  # noqa: E731
         found = run.field.bound(p, back)
+    except UnreachableTensorError:
+        return (
+            None  # f reads tensors where they cannot be replaced, in a torch.autograd.Function, say
+        )
     finally:
         if before is not None:
             before.restore()

@@ -39,7 +39,18 @@ from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.tableau import Tableau
-from odegrad.state import Leaves, OptionalLeaves, Time, add, axpy, combine, inner, scale
+from odegrad.state import (
+    Leaves,
+    OptionalLeaves,
+    Time,
+    add,
+    axpy,
+    combine,
+    inner,
+    rounded,
+    scale,
+    wide,
+)
 
 __all__ = ["ExplicitRungeKutta"]
 
@@ -135,7 +146,7 @@ class ExplicitRungeKutta(Scheme):
         grad_t: Tensor | None = torch.zeros_like(t) if isinstance(t, Tensor) else None
         grad_dt: Tensor | None = torch.zeros_like(dt) if timed else None
         pulled: list[Leaves | None] = [None] * tab.stages
-        total, grad_first = grad_y, None
+        total, grad_first = tuple(map(wide, grad_y)), None
         for i in reversed(range(last)):
             terms = [(tab.b[i], grad_y)] + [
                 (tab.a[j][i], w) for j in range(i + 1, last) if (w := pulled[j]) is not None
@@ -161,6 +172,7 @@ class ExplicitRungeKutta(Scheme):
                 grad_t = tau if grad_t is None else grad_t + tau
                 grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
         end = axpy(y, dt, tab.b, stages.again) if after else None
+        total = rounded(total, grad_y)
         return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p), end)
 
 
@@ -210,7 +222,10 @@ class _Stages:
 
 def _accumulate(total: list[Tensor | None], more: OptionalLeaves) -> list[Tensor | None]:
     """The sum of both, out of place: a cotangent may be a view of something still needed."""
-    return [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
+    return [
+        a if b is None else b if a is None else wide(a) + wide(b)
+        for a, b in zip(total, more, strict=True)
+    ]
 
 
 def _filled(grad: OptionalLeaves | None, like: Leaves) -> Leaves | None:

@@ -120,9 +120,7 @@ def _smallest(run: Run, control: AdaptiveStepSize, t: float) -> float:
     return max(control.dt_min, 16.0 * math.ulp(max(abs(t), abs(run.times[-1] - run.times[0]))))
 
 
-def _check_rejected(
-    run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float
-) -> None:
+def _check_rejected(run: Run, control: AdaptiveStepSize, t: float, taken: float, h: float) -> None:
     """Refuses to go on if f rejected the smallest of steps."""
     if h < _smallest(run, control, t):
         raise StepTooSmallError(

@@ -157,7 +157,9 @@ class _Engine:
         run, kept, n, p = self.run, self.kept, self.n_leaves, self.p
         graphs, tape = None, None
         if keep is Keep.GRAPH:
-            kept.tape = graphs = Graphs(p, self.times, run.monitor is not None, self.meter)
+            kept.tape = graphs = Graphs(
+                p, self.times, run.monitor is not None, run.field.autocast[2], self.meter
+            )
             state = graphs.open(state, self.clock.locate(start)[0])
         elif keep is not None:
             kept.tape = tape = self._tape(keep)

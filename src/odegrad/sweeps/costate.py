@@ -17,7 +17,7 @@ from torch import Tensor
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.graphs import Graphs, Stretch, pull
 from odegrad.sweeps.labels import direct
@@ -54,7 +54,7 @@ class Costate:
     ) -> None:
         self._run, self._y0, self._p, self._clock, self._times = run, y0, p, clock, times
         self._other, self._scheme = scheme is not None, scheme or run.scheme
-        self._grad_y: Leaves = tuple(torch.zeros_like(leaf) for leaf in y0)
+        self._grad_y: Leaves = tuple(torch.zeros_like(wide(leaf)) for leaf in y0)
         self._grad_carry: Leaves | None = None
         self._grad_p = Total(len(p))
         self._grad_times: list[Tensor | None] = [None] * len(run.times)
@@ -89,7 +89,7 @@ class Costate:
         )  # fmt: skip
         if mark is not None and grads.after is not None:
             mark.check(grads.after[: run.field.n_state], number(t))
-        self._grad_y, self._grad_carry = grads.y, grads.carry
+        self._grad_y, self._grad_carry = tuple(map(wide, grads.y)), grads.carry
         self._grad_p.add(grads.p)
         if self._times is not None:
             self._clock.step_vjp(n, grads.t, grads.dt, self._grad_times)
@@ -117,7 +117,7 @@ class Costate:
             torch.zeros_like(x) if g is None else g
             for x, g in zip(stretch.inputs, found.state, strict=True)
         )
-        self._grad_y, self._grad_carry = filled[:n], filled[n:] or None
+        self._grad_y, self._grad_carry = tuple(map(wide, filled[:n])), filled[n:] or None
         self._grad_p.add(found.p)
         for j, g in found.times.items():
             self._add_time(j, g)

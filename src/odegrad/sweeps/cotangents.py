@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, OptionalLeaves, is_legacy_batched
+from odegrad.state import Leaves, OptionalLeaves, is_legacy_batched, wide
 
 __all__ = ["Cotangents", "Total"]
 
@@ -22,6 +22,9 @@ class Cotangents(NamedTuple):
 
 class Total:
     """A sum of cotangents of several tensors, in place on buffers that belong to it.
+
+    The buffers are in single precision at least: in half precision a sum of n like terms stands still
+    when n reaches some hundreds.
 
     Arguments:
         n: The number of tensors.
@@ -39,7 +42,8 @@ class Total:
                 continue
             total = self._sums[i]
             if total is None:
-                self._sums[i] = grad.clone()  # what autograd returns may be seen elsewhere, too
+                own = wide(grad)  # what autograd returns may be seen elsewhere, too
+                self._sums[i] = own.clone() if own is grad else own
             elif is_legacy_batched(grad) or is_legacy_batched(total):
                 self._sums[i] = total + grad
             else:

@@ -150,7 +150,8 @@ class _Walk:
     def _new_graphs(self) -> Graphs:
         timed = any(isinstance(t, Tensor) for t in self._times)
         times = tuple(t for t in self._times if isinstance(t, Tensor)) if timed else None
-        return Graphs(self._p, times, self._run.monitor is not None)
+        run = self._run
+        return Graphs(self._p, times, run.monitor is not None, run.field.autocast[2])
 
     def follow(self, checkpoints: Checkpoints) -> None:
         """Does what the schedule says, as far as the solve goes."""

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from odegrad.errors import SPENT, GradientUnavailableError
 from odegrad.reach import MOST_NODES, check_reachable
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, is_half
 from odegrad.sweeps.labels import Direct
 from odegrad.sweeps.saved import Meter
 from odegrad.sweeps.steps import Accepted, State, number
 
-__all__ = ["STRETCH", "Graphs", "Pulled", "Stretch", "pull", "stretch_length"]
+__all__ = ["STRETCH", "Graphs", "Pulled", "Stretch", "in_half", "pull", "stretch_length"]
 
 STRETCH = 32
 """Steps per stretch: longer ones gain nothing more, and each is freed as a whole."""
@@ -30,12 +30,18 @@ STRETCH = 32
 Watched: TypeAlias = tuple[int, float, float, Leaves]
 
 
-def stretch_length(nodes: int) -> int:
+def stretch_length(nodes: int, half: bool) -> int:
     """Steps per stretch, if the graphs of two have so many nodes.
 
-    A stretch is walked by `check_reachable`, which has to see the whole of it.
+    A stretch is walked by `check_reachable`, which has to see the whole of it. Inside of it autograd adds
+    up gradients in their own precision: only over the stages of a step if that is half precision.
     """
-    return max(1, min(STRETCH, 2 * MOST_NODES // max(1, nodes)))
+    return 1 if half else max(1, min(STRETCH, 2 * MOST_NODES // max(1, nodes)))
+
+
+def in_half(tensors: Leaves, autocast: bool) -> bool:
+    """Whether autograd adds up gradients of some in half precision; of their copies, under autocast."""
+    return autocast or any(map(is_half, tensors))
 
 
 @dataclass
@@ -68,13 +74,19 @@ class Graphs:
         p: The tensors that f reads, as leaves; those that require grad get a cotangent.
         times: The landing times as leaves if they are to get cotangents, else None.
         watched: Whether someone watches the backward sweep, and has to be shown the states.
+        autocast: Whether f is evaluated under autocast.
         meter: Measures the graphs; None for one of its own.
     """
 
     def __init__(
-        self, p: Leaves, times: Leaves | None, watched: bool, meter: Meter | None = None
+        self,
+        p: Leaves,
+        times: Leaves | None,
+        watched: bool,
+        autocast: bool,
+        meter: Meter | None = None,
     ) -> None:
-        self.p, self.times, self._watched = p, times, watched
+        self.p, self.times, self._watched, self._autocast = p, times, watched, autocast
         self._stretches: list[Stretch] = []
         self._meter, self._n_steps = meter or Meter(p), 0
         self._whole = True
@@ -107,7 +119,8 @@ class Graphs:
             stretch.landings.append((accepted.landing, step.y))
         self._n_steps += 1
         self._meter.measure(stretch.outputs)
-        if stretch.steps < stretch_length(self._meter.nodes):
+        half = in_half((*step.y, *self.p), self._autocast)
+        if stretch.steps < stretch_length(self._meter.nodes, half):
             return step.y, step.carry
         last = stretch.landings[-1][0] if stretch.landings else stretch.first
         leaves = self.open(stretch.outputs, last)

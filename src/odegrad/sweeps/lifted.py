@@ -23,6 +23,7 @@ from torch import Tensor
 
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
+from odegrad.reach import check_reachable, formal
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["LiftedField"]
@@ -68,9 +69,10 @@ class LiftedField:
                 point = tuple(x.view_as(x) for x in point)
                 read = tuple(x.view_as(x) if i in moving else x for i, x in enumerate(p))
                 values = self._field.bound(read, lambda: self._field(t, point, read))
+                check_reachable(values, [*point, *read])  # f may have read what is no alias
             else:
                 read, values = p, self._field(t, point, p)
-            weights = [torch.zeros_like(x).requires_grad_() for x in values]
+            weights = [formal(torch.zeros_like(x).requires_grad_()) for x in values]
             pairs = [(x, w) for x, w in zip(values, weights, strict=True) if x.requires_grad]
             inputs = [*point, *(read[i] for i in moving)]
             directions = [*y[n:], *(d for d in self._directions if d is not None)]

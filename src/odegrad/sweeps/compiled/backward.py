@@ -18,7 +18,7 @@ from odegrad.checkpoints import (
     Transpose,
 )
 from odegrad.compiled import Blocks, Programs, Pullback, Rows, Ticks, Transposed
-from odegrad.state import Leaves, OptionalLeaves
+from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.compiled.chunks import (
     number,
@@ -106,7 +106,7 @@ class _Backward:
         self.grad_p: list[Tensor | None] = [None] * len(p)
         self.grad_times = torch.zeros_like(times)
         self.pull, self.size = pull, programs.pulled_rows(pull)
-        self.sums: Leaves = tuple(zeros(p[i]) for i in pull.summed)
+        self.sums: Leaves = tuple(zeros(wide(p[i].detach())) for i in pull.summed)
         self.written = Rows(pull.rows, pull.stacks, self.size)
         self.grad_steps = [
             torch.empty(self.size, dtype=torch.float64, device=self.device)
@@ -252,6 +252,6 @@ class _Backward:
     def _accumulate(self, i: int, more: Tensor) -> None:
         old = self.grad_p[i]
         if old is None:
-            self.grad_p[i] = more
+            self.grad_p[i] = wide(more)
         else:
             old += more
