@@ -178,11 +178,23 @@ refuse("y0 an array", TYPE, "y0 must be a tensor, received ndarray", y0=np.ones(
 refuse("y0 None", TYPE, "y0 must be a tensor, received NoneType", y0=None)
 refuse("y0 without a leaf", VALUE, "y0 holds no tensor", y0={})
 refuse(
+    "y0 on the meta device", VALUE, "which holds no numbers", y0=ONE.to("meta"), f=lambda t, y: y
+)
+refuse(
     "y0 on two devices",
     VALUE,
     "y0['b'] is on meta, y0['a'] on cpu; put the whole state on one device",
     y0={"a": ONE, "b": ONE.to("meta")},
     f=lambda t, y: y,
+)
+
+
+refuse(
+    "a time beyond the state's precision",
+    VALUE,
+    "ts[1] = 100000 is beyond torch.float16, the precision of the state",
+    y0=ONE.half(),
+    ts=[0.0, 1e5],
 )
 
 
@@ -364,6 +376,8 @@ refuse(
 )
 refuse("loss_at returns a vector", TYPE, "loss_at must return", loss_at=lambda j, y: y, **RK4)
 refuse("loss_at not callable", TYPE, "loss_at must be callable", loss_at=3)
+refuse("running not callable", TYPE, "running must be callable as running(t, y)", running=3)
+refuse("callback not callable", TYPE, "callback must be callable as callback(info)", callback=3)
 refuse("callback raises", ZeroDivisionError, "division", callback=lambda info: 1 / 0)
 
 

@@ -164,6 +164,22 @@ def test_bytes_held(n: int) -> None:
     assert sol.stats.kept_bytes == 8 * (n * 4 * (12 + 32) + 3)
 
 
+def test_landings_of_every_stretch() -> None:
+    """A stretch has at most 32 steps; here landings come before, inside and at the end of several."""
+    times = torch.cat([torch.tensor([0.0, 0.1]), torch.linspace(0.2, 2.0, 7)]).double()
+    for steps in (5, 16, 40):
+        results = []
+        for gradient in (GRAPHS, Tape()):
+            case, ts = time_dependent(), times.clone().requires_grad_()
+            ys = odegrad.solve(
+                case.f, case.y0, ts, case.args, stepsize=Steps(steps), gradient=gradient
+            ).ys
+            inputs = [*case.y0_leaves, *case.others, ts]
+            results.append(list(torch.autograd.grad(loss(ys), inputs)))
+        assert relative(*results) <= 1e-12
+        torch.testing.assert_close(results[0][-1], results[1][-1], rtol=1e-11, atol=1e-13)
+
+
 def test_an_interrupted_backward_sweep_cannot_go_on() -> None:
     def interrupt(info: odegrad.StepInfo) -> None:
         if info.phase == "backward" and info.n == 50:

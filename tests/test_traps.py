@@ -241,6 +241,22 @@ def test_autocast_is_replayed() -> None:
 # Nothing outlives the graph.
 
 
+def test_a_stored_state_is_handed_out_as_a_copy() -> None:
+    """At an aligned address, where a product of matrices has the bits that it had; and nobody's else."""
+    from odegrad.sweeps.slab import Slab
+
+    slab = Slab(rows=3)
+    states = [(torch.randn(3, dtype=torch.float64),) for _ in range(3)]
+    for i, state in enumerate(states):
+        slab.put(i, state, None)
+    for i, (expected,) in enumerate(states):
+        ((found,), _) = slab.get(i)
+        assert found.data_ptr() % 16 == 0
+        assert found.untyped_storage().nbytes() == 24
+        found.zero_()
+        assert torch.equal(slab.get(i)[0][0], expected)
+
+
 def test_states_die_with_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     from odegrad.sweeps import slab
 

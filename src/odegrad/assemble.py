@@ -22,6 +22,7 @@ from odegrad.gradients import Discrete, Gradient, Mismatched, Tangent, Tape
 from odegrad.gradients.base import forward_transform
 from odegrad.inputs import (
     check_choices,
+    check_times_fit,
     checked_state,
     checked_stepsize,
     checked_times,
@@ -95,15 +96,19 @@ def assemble(
     if transformed:
         gradient, compile = _under(transformed, gradient, compile), False
     check_finite = check_finite and not transformed
+    _check_callable(running, "running", "t, y")
+    _check_callable(loss_at, "loss_at", "j, y")
+    _check_callable(callback, "callback", "info")
     _check_together(args, loss_at, compile, gradient)
     leaves, structure = checked_state(y0, check_finite)
     times_tensor, times = checked_times(ts)
+    check_times_fit(times, leaves)
     stepsize = checked_stepsize(stepsize, leaves, times, not transformed)
     args = pytree.tree_map(ordinary, args)
     # Inside another solve's sweep, a captured tensor is what that sweep reads in its place.
     leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
-    functions = [f, running, *filter(callable, pytree.tree_leaves(args))]
-    breaks = Breakpoints.found(breakpoints, functions)
+    readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
+    breaks = Breakpoints.found(breakpoints, readers)
     land = landings(times_tensor, times, breaks)
     if breaks.jumps and land.kinks:
         dtypes = (times_tensor.dtype, widest_real_dtype(leaves))
@@ -174,15 +179,18 @@ def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:
     return Tape()
 
 
+def _check_callable(function: object, name: str, arguments: str) -> None:
+    if function is not None and not callable(function):
+        raise InvalidTypeError(
+            f"{name} must be callable as {name}({arguments}), received {type(function).__name__}"
+        )
+
+
 def _check_together(args: object, loss_at: object, compile: bool, gradient: Gradient) -> None:
     """Whether the arguments go with each other."""
     if not isinstance(args, tuple):
         raise InvalidTypeError(
             f"args must be a tuple, received {type(args).__name__}; write args=(x,)"
-        )
-    if loss_at is not None and not callable(loss_at):
-        raise InvalidTypeError(
-            f"loss_at must be callable as loss_at(j, y), received {type(loss_at).__name__}"
         )
     if loss_at is not None and not isinstance(gradient, Discrete | Tape | Mismatched):
         raise InvalidValueError(

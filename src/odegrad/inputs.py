@@ -21,7 +21,7 @@ from odegrad.errors import (
 from odegrad.gradients import Gradient
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, Structure
+from odegrad.state import Leaves, Structure, widest_real_dtype
 from odegrad.stepsize import PID, AdaptiveStepSize, Fixed, FixedStepSize, StepSize
 
 __all__ = [
@@ -105,6 +105,11 @@ def checked_state(y0: Any, check_finite: bool) -> tuple[Leaves, Structure]:
                 f"y0{name} is on {leaf.device}, y0{names[0]} on {leaves[0].device}; "
                 "put the whole state on one device"
             )
+        if leaf.is_meta:
+            raise InvalidValueError(
+                f"y0{name} is on the meta device, which holds no numbers; give it values, as in "
+                "torch.zeros_like(y0, device='cpu')"
+            )
         if check_finite and not bool(torch.isfinite(leaf).all()):
             bad = torch.nonzero(~torch.isfinite(leaf.detach()))
             raise NonFiniteInputError(
@@ -186,6 +191,17 @@ def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
                 "sort the times"
             )
     return ts, times
+
+
+def check_times_fit(times: tuple[float, ...], y: Leaves) -> None:
+    """Whether f can be given the times, which it gets in the real dtype of the state."""
+    dtype = widest_real_dtype(y)
+    for i, t in enumerate(times):
+        if abs(t) > torch.finfo(dtype).max:
+            raise InvalidValueError(
+                f"ts[{i}] = {t:.6g} is beyond {dtype}, the precision of the state, in which f gets the "
+                "time: measure the time in a larger unit, or pass a state of a wider dtype"
+            )
 
 
 def check_result(ys: Leaves, times: tuple[float, ...], names: Sequence[str]) -> None:
