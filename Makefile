@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+SECONDS ?= 60
 # Options for the installation of torch only. PyPI's Linux wheel of torch brings gigabytes of CUDA
 # libraries: to avoid them, point pip at an index or a folder with CPU wheels, for example
 # `make test TORCH_PIP_FLAGS="--find-links DIR"`. 2.13.0+cpu satisfies the pin and is preferred.
@@ -17,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench paper exhaustive lint format types contracts clean
+.PHONY: help setup demo test bench paper mutants fuzz counts exhaustive lint format types contracts clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -48,6 +49,15 @@ bench: $(STAMP) ## compare with other libraries (about half an hour)
 
 paper: $(STAMP) ## redo the experiments of docs/paper.md (some minutes)
 	$(BIN)/python -m benchmarks paper
+
+mutants: $(STAMP) ## plant bugs, one by one: the tests catch them (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs $(WORKERS)
+
+fuzz: $(STAMP) ## random calls of solve and random CSV files, for SECONDS=60
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+
+counts: $(STAMP) ## bad inputs, faults and planted bugs, counted anew in README.md (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/counts.py --jobs $(WORKERS)
 
 exhaustive: $(STAMP) ## run the long enumerations that make test leaves out
 	@# 5 is pytest's code for "no test is marked": not a failure here, and only here.

@@ -196,11 +196,22 @@ def test_train_and_eval_mode_are_replayed() -> None:
             lambda t, y: net(y), leaf(4, 3), TS, stepsize=Steps(2), gradient=gradient
         ).ys
         net.eval()
-        grads = ys.square().sum(), list(net.parameters())
-        assert not net.training
-        return grads
+        return ys.square().sum(), list(net.parameters())
 
     both(build)
+
+
+def test_modules_stay_in_the_mode_in_which_they_are() -> None:
+    """That of the solve is theirs during the backward sweep only."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+    for gradient in BOTH:
+        ys = odegrad.solve(
+            lambda t, y: net(y), leaf(4, 3), TS, stepsize=Steps(2), gradient=gradient
+        ).ys
+        net.eval()
+        ys.sum().backward()
+        assert not any(m.training for m in net.modules())
+        net.train()
 
 
 def changed_tensor(kind: str) -> tuple[Callable[..., Tensor], Tensor]:

@@ -276,6 +276,15 @@ def test_adaptive_steps_measure_the_error_in_single_precision(dtype: torch.dtype
         assert sol.stats.accepted < 20
 
 
+def test_error_norms_of_half_precision() -> None:
+    """Their squares would overflow, and tolerances underflow."""
+    for error, size in ((300.0, 1000.0), (3e-7, 1e-5)):
+        e, y = (torch.full((5,), x, dtype=torch.float16) for x in (error, size))
+        found = PID(1e-3, 0.0).scaled_norm((e,), (y,), (y,))
+        expected = PID(1e-3, 0.0).scaled_norm((e.double(),), (y.double(),), (y.double(),))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0.0)
+
+
 def test_an_overflow_of_float16_raises() -> None:
     y0 = torch.full((2,), 200.0, dtype=torch.float16)
     with pytest.raises(odegrad.errors.SolveError, match="float16"):

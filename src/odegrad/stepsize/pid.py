@@ -27,7 +27,7 @@ from torch import Tensor
 
 from odegrad.errors import InvalidTypeError, InvalidValueError, warn
 from odegrad.field import VectorField
-from odegrad.state import Leaves, Time, align, axpy, rms_norm
+from odegrad.state import Leaves, Time, align, axpy, rms_norm, wide
 from odegrad.stepsize.base import AdaptiveStepSize, Decision, History
 from odegrad.stepsize.shared import shared_number
 
@@ -173,18 +173,13 @@ def scaled_norm(
 ) -> Tensor:
     """`PID.scaled_norm` for tolerances that are floats or 0-dim tensors."""
     scaled: list[Tensor] = []
-    for e, a, b in zip(map(_wide, x), map(_wide, y0), map(_wide, y1), strict=True):
+    for e, a, b in zip(map(wide, x), map(wide, y0), map(wide, y1), strict=True):
         s = e / (align(atol, a) + align(rtol, a) * torch.maximum(a.abs(), b.abs()))
         if isinstance(atol, Tensor) or atol == 0.0:
             # An entry that is and stays zero has no error: 0/0 is 0.
             s = torch.where(e == 0, torch.zeros_like(s), s)
         scaled.append(s)
     return (norm or rms_norm)(tuple(scaled))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in at least float32: scaled by a tolerance, halves would underflow."""
-    return x if torch.finfo(x.dtype).bits >= 32 else x.float()
 
 
 def starting_step(
