@@ -727,6 +727,12 @@ def refuse_object(name: str, kind: type[BaseException], part: str, make: Callabl
     ROWS.append(Row(name, make, Raises(kind, part)))
 
 
+refuse_object(
+    "ts under vmap",
+    VALUE,
+    "under torch.func.vmap all samples share the times",
+    lambda: torch.func.vmap(lambda ts: solve(ts=ts).ys)(torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
+)
 refuse_object("tolerances zero", VALUE, "not both zero, received rtol=0, atol=0", lambda: PID(0, 0))
 refuse_object("rtol negative", VALUE, "tolerances must be ≥ 0", lambda: PID(-1e-6))
 refuse_object("atol negative", VALUE, "tolerances must be ≥ 0", lambda: PID(1e-6, -1e-6))

@@ -179,7 +179,13 @@ def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
     if not ts.dtype.is_floating_point:
         ts = ts.to(torch.float64)
     ts = ordinary(ts)
-    times = tuple(float(t) for t in ts.detach().to("cpu", torch.float64).tolist())
+    try:
+        times = tuple(float(t) for t in ts.detach().to("cpu", torch.float64).tolist())
+    except RuntimeError as error:
+        raise InvalidValueError(
+            "the values of ts cannot be read here; under torch.func.vmap all samples share the times: "
+            "map over y0 and args alone, with in_dims=None for ts"
+        ) from error
     for i, t in enumerate(times):
         if not abs(t) < float("inf"):
             raise NonFiniteInputError(f"ts[{i}] is {t}; times must be finite")

@@ -124,7 +124,7 @@ class Chebyshev(_Series):
 
     where T_{m+j} = 2 T_m T_j − T_{m−j} gives the polynomials beyond m = 1, 2, 4, … all at once: a few
     operations on all of them, where Clenshaw's recurrence needs three for each. Rounding grows like
-    degree², as with the recurrence. Outside of the interval the polynomial goes on, and grows fast.
+    degree² near the ends of the interval. Outside of the interval the polynomial goes on, and grows fast.
 
     Arguments:
         start: The left end.

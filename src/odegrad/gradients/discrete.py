@@ -29,8 +29,9 @@ __all__ = ["Discrete"]
 class Discrete(Gradient):
     """The discrete adjoint: the transpose of every accepted step, in reverse order.
 
-    Equal to `Tape` up to rounding, in as much memory as `checkpoints` or `memory` say. Second and higher
-    derivatives are exact, too, at the memory of `Tape`.
+    Equal to `Tape` up to rounding, in as much memory as `checkpoints` or `memory` say. So are second
+    derivatives (`odegrad.hvp`), over states twice as large; those with respect to `ts` or of streamed
+    losses, and higher ones, take the memory of `Tape`.
 
     f is evaluated again in the backward sweep, with the same parameters, buffers, training mode,
     autocast state and random numbers of torch's default generators. What else f may depend on (a
@@ -48,7 +49,6 @@ class Discrete(Gradient):
             `checkpoints`, they are checked against it, else the schedule is chosen that takes the fewest
             steps again. `odegrad.plan` shows it. None (default) is no limit: without `checkpoints`,
             `StoreAll` then, whatever memory is free.
-
         replay_check: Whether to look, in the first transposed step, if f gives again what it gave.
 
     Raises:

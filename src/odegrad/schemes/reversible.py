@@ -49,6 +49,8 @@ __all__ = ["Reversible"]
 class Reversible(Scheme):
     """An explicit Runge–Kutta scheme, made reversible by a second state.
 
+    Not for states in half precision: the increments would be rounded before they are added.
+
     Arguments:
         base: The scheme: any explicit Runge–Kutta scheme.
         coupling: λ in (0, 1]: how much of y, rather than of z, the next y starts from.
