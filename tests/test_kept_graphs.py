@@ -196,6 +196,41 @@ def test_an_interrupted_backward_sweep_cannot_go_on() -> None:
             ys.sum().backward(retain_graph=True)
 
 
+@pytest.mark.parametrize("checkpoints", [odegrad.Every(3), odegrad.Online(2), odegrad.Binomial(2)])
+def test_what_an_interrupted_pass_used_up_is_told(checkpoints: Any) -> None:
+    """Wherever a pass was interrupted, the next one is right, or says that this solve is spent."""
+    w, y0, said = leaf(seed=1), leaf(3), set()
+    for last in range(2, 14):
+        calls = [-1000]
+
+        def f(t: Tensor, y: Tensor, calls: list[int] = calls, last: int = last) -> Tensor:
+            calls[0] += 1
+            if calls[0] == last:
+                raise KeyboardInterrupt
+            return -w * y
+
+        ys = odegrad.solve(
+            f,
+            y0,
+            [0.0, 1.0],
+            scheme=odegrad.Euler(),
+            stepsize=Steps(9),
+            gradient=odegrad.Discrete(checkpoints),
+        ).ys
+        right = torch.autograd.grad(ys.sum(), [w, y0], retain_graph=True)
+        calls[0] = 0
+        with pytest.raises(KeyboardInterrupt):
+            ys.sum().backward()
+        calls[0] = -1000
+        try:
+            found = torch.autograd.grad(ys.sum(), [w, y0])
+        except errors.GradientUnavailableError as error:
+            said.add("was interrupted" in str(error))
+        else:
+            said.add("right" if all(map(torch.equal, found, right)) else "wrong")
+    assert said == {True, "right"}
+
+
 def test_randomness_that_the_first_call_does_not_show() -> None:
     """Kept graphs need no repetition, second derivatives do."""
 

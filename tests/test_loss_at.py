@@ -315,6 +315,30 @@ def test_torch_func_grad() -> None:
     assert relative(list(found.values()), list(expected)) <= 1e-13
 
 
+def test_a_parameter_that_is_only_added_to_the_state() -> None:
+    """Autograd gives both one and the same gradient, or a view of one number."""
+    shift, w = leaf(3), leaf(seed=1)
+    losses: list[Any] = [
+        lambda j, y: (y + shift).sum(),
+        lambda j, y: torch.dot(y + shift, y.detach() + 1),
+    ]
+    for loss_at in losses:
+        grads = []
+        for gradient in (Tape(), Discrete(), Discrete(StoreAll(Keep.GRAPH))):
+            y0 = leaf(3, seed=2)
+            sol = odegrad.solve(
+                lambda t, y: -w * y + shift,
+                y0,
+                TIMES,
+                stepsize=Steps(2),
+                loss_at=loss_at,
+                gradient=gradient,
+            )
+            assert sol.loss is not None
+            grads.append(list(torch.autograd.grad(sol.loss, [y0, shift, w])))
+        assert max(relative(x, grads[0]) for x in grads[1:]) <= 1e-13
+
+
 def test_autocast_and_single_precision() -> None:
     """The loss is evaluated under the autocast state of the solve, in both sweeps."""
     torch.manual_seed(0)
