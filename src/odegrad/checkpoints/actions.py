@@ -28,8 +28,8 @@ class Keep(enum.Enum):
 
     * `STATE`: 2F + V. D bytes per step; s·A while one step is transposed.
     * `STAGES`: 2F + V. (s + 1)·D bytes per step, for the slopes; A while one step is transposed.
-    * `GRAPH`: F + V, which is what backpropagation costs. s·A bytes per step. Of a state in half precision
-      autograd then adds up cotangents in half precision; the others do in single precision.
+    * `GRAPH`: F + V, which is what backpropagation costs. s·A bytes per step. Of a state in half
+      precision autograd then adds up cotangents in half precision; the others do in single precision.
     """
 
     STATE = "state"
