@@ -66,9 +66,9 @@ def solve(
     Every time in `ts` is stepped onto. Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
-    streamed losses, breakpoints or a multistep scheme, is traced as n steps per interval: no graph break, the same numbers
-    and gradients, in the memory of `Tape`. Controls have to be in modules there, not captured. Any
-    other solve is one graph break, and runs as ever.
+    streamed losses, breakpoints or a multistep scheme, is traced as n steps per interval: no graph
+    break, the same numbers and gradients, in the memory of `Tape`. Controls have to be in modules
+    there, not captured. Any other solve is one graph break, and runs as ever.
 
     Arguments:
         f: Maps (t, y, *args) to a pytree like y. It may raise `RejectStep` to ask adaptive steps for a

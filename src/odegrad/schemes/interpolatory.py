@@ -34,7 +34,7 @@ def interpolatory_weights(nodes: Tensor, h: Tensor) -> Tensor:
         >>> from odegrad.schemes.interpolatory import interpolatory_weights
         >>> nodes = torch.tensor([0.0, -1.0, -2.0], dtype=torch.float64)
         >>> 12 * interpolatory_weights(nodes, torch.tensor(1.0, dtype=torch.float64))
-        tensor([23.0000, -16.0000,   5.0000], dtype=torch.float64)
+        tensor([ 23.0000, -16.0000,   5.0000], dtype=torch.float64)
     """
     k = nodes.shape[-1]
     if k == 1:
