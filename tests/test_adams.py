@@ -7,13 +7,12 @@ import pickle
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import odegrad
-from cases import CASES, GRAPHS, Case, leaf, loss, mlp, relative
+from cases import CASES, GRAPHS, leaf, loss, mlp, relative
 from odegrad import (
     AdamsBashforth,
     AdamsBashforthMoulton,
@@ -115,27 +114,42 @@ def test_extrapolated_midpoint() -> None:
 # Orders.
 
 
-def errors(scheme: Any, ns: tuple[int, ...], times: list[float], rate: float) -> list[float]:
-    """Of y' = rate y cos t."""
-    found = []
-    for n in ns:
-        sol = odegrad.solve(
-            lambda t, y: rate * y * torch.cos(t), torch.ones(1, dtype=F64), times,
-            scheme=scheme, stepsize=Steps(n),
-        )  # fmt: skip
-        exact = math.exp(rate * (math.sin(times[-1]) - math.sin(times[0])))
-        found.append(abs(float(sol.ys[-1]) / exact - 1))
-    return found
+def error(scheme: Any, n: int, times: list[float], rate: float) -> float:
+    """At all times, of y' = −λ (y − sin 3t) + 3 cos 3t with λ = `rate`."""
+    sol = odegrad.solve(
+        lambda t, y: -rate * (y - torch.sin(3 * t)) + 3 * torch.cos(3 * t),
+        torch.ones(1, dtype=F64), times, scheme=scheme, stepsize=Steps(n),
+    )  # fmt: skip
+    t = torch.tensor(times, dtype=F64)
+    return float((sol.ys[:, 0] - torch.sin(3 * t) - torch.exp(-rate * t)).norm())
 
 
-ORDERS = [(cls, k) for cls in (AdamsBashforth, AdamsBashforthMoulton) for k in range(1, 13)]
+def measured(scheme: Any, times: list[float]) -> float:
+    """The order, between n and 3n/2 steps per interval."""
+    k = scheme.order
+    n = 200 if k < 3 else 50 if k < 6 else 20 if k < 9 else 10
+    rate = 0.5 if k < 9 else 0.05  # higher orders are soon unstable
+    coarse, fine = (error(scheme, m, times, rate) for m in (n, 3 * n // 2))
+    return math.log(coarse / fine) / math.log(1.5)
 
 
-@pytest.mark.parametrize(("cls", "k"), ORDERS)
+BOTH = pytest.mark.parametrize("cls", [AdamsBashforth, AdamsBashforthMoulton])
+
+
+@BOTH
+@pytest.mark.parametrize("k", range(1, 13))
 def test_orders_on_equal_steps(cls: Any, k: int) -> None:
-    ns = (200, 400) if k < 3 else (64, 128) if k < 6 else (24, 36) if k < 10 else (24, 30)
-    coarse, fine = errors(cls(k), ns, [0.0, 2.0], 1.0)
-    assert math.log(coarse / fine) / math.log(ns[1] / ns[0]) == pytest.approx(k, abs=0.4)
+    found = measured(cls(k), [0.0, 0.5, 1.0, 1.5, 2.0])
+    assert found == pytest.approx(k, abs=0.1 if k < 9 else 0.5)
+
+
+@BOTH
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 8])
+def test_orders_where_steps_change(cls: Any, k: int) -> None:
+    """By 3/2, 1/3 and 2: it goes on with what it has."""
+    assert measured(cls(k), [0.0, 0.6, 1.5, 1.8, 2.4]) == pytest.approx(
+        k, abs=0.1 if k < 6 else 0.5
+    )
 
 
 # Against plain loops.
@@ -200,18 +214,18 @@ MADE = [  # scheme, and what `by_tables` is told
 def test_equal_steps_are_those_of_the_tables(scheme: Any, told: Any) -> None:
     """The same numbers, and the same gradients: of the state, of a parameter, and of both times."""
     w, y0 = leaf(3, 3, seed=1), leaf(3)
-    ts = torch.tensor([0.2, 1.7], dtype=F64, requires_grad=True)
+    ts = torch.tensor([0.2, 0.9], dtype=F64, requires_grad=True)
     f = lambda t, y: torch.tanh(w @ y) * torch.cos(t) - 0.2 * y  # noqa: E731
     expected = by_tables(f, y0, ts[0], ts[1], 17, *told)
     sol = odegrad.solve(f, y0, ts, scheme=scheme, stepsize=Steps(17))
-    assert float((sol.ys[-1] - expected).norm()) < 1e-13
+    assert float((sol.ys[-1] - expected).detach().norm()) < 1e-13
     grads = torch.autograd.grad(loss(sol.ys[-1]), [y0, w, ts])
     exact = torch.autograd.grad(loss(expected), [y0, w, ts])
     assert relative(list(grads), list(exact)) < 1e-12
 
 
 def unequal(f: Any, y: Any, ts: Any, n: int, k: int, m: int | None, tableau: Any) -> Any:
-    """ys with n steps per interval, each on the times of its slopes; the start as the scheme's default."""
+    """ys with n steps per interval, each on the times of its slopes; the start has the tableau."""
     slots = k - (1 if m is None else 2)
     ys, times, slopes, last = [y], [], [], None
     for j in range(len(ts) - 1):
@@ -258,7 +272,7 @@ def test_gradients_on_unequal_steps(scheme: Any) -> None:
 
     sol = odegrad.solve(field(w), y0, ts, scheme=scheme, stepsize=Steps(5))
     expected = plain(y0, w, ts)
-    assert float((sol.ys - expected).norm()) < 1e-13
+    assert float((sol.ys - expected).detach().norm()) < 1e-13
     inputs = [y0, w, ts]
     grads = list(torch.autograd.grad(loss(sol.ys), inputs))
     assert relative(grads, list(torch.autograd.grad(loss(expected), inputs))) < 1e-12
@@ -271,15 +285,6 @@ def test_gradients_on_unequal_steps(scheme: Any) -> None:
         ys = plain(*moved)
         value = ((weights * ys.square()).sum() + (weights * ys).sin().sum()).imag / 1e-30
         assert float((grads[i] * direction).sum()) == pytest.approx(float(value), rel=1e-11)
-
-
-@pytest.mark.parametrize("k", [2, 4, 7])
-@pytest.mark.parametrize("cls", [AdamsBashforth, AdamsBashforthMoulton])
-def test_order_is_kept_where_steps_change(cls: Any, k: int) -> None:
-    ns = (40, 80) if k < 5 else (20, 30)
-    times = [0.0, 0.6, 1.5, 1.8, 2.4]  # ratios 3/2, 1/3, 2: no new beginning
-    coarse, fine = errors(cls(k), ns, times, 1.0)
-    assert math.log(coarse / fine) / math.log(ns[1] / ns[0]) == pytest.approx(k, abs=0.5)
 
 
 # Exactness in every mode.
@@ -344,10 +349,10 @@ def test_recorded_grids_of_other_schemes() -> None:
     problem = CASES[1]()
     _, sol = problem.gradient(Discrete(), odegrad.Tsit5(), odegrad.PID(1e-6, 1e-8))
     assert sol.grid is not None
-    expected, tape = problem.gradient(Tape(), AdamsBashforthMoulton(5), sol.grid)
+    expected, _ = problem.gradient(Tape(), AdamsBashforthMoulton(5), sol.grid)
     found, again = problem.gradient(Discrete(Every(4)), AdamsBashforthMoulton(5), sol.grid)
     assert relative(found, expected) < 1e-12
-    assert float((again.ys - sol.ys).norm()) < 1e-3 * float(sol.ys.norm())
+    assert relative([again.ys.detach()], [sol.ys.detach()]) < 1e-3
     with pytest.raises(InvalidValueError, match=r"AdamsBashforth has no error estimate.*Steps"):
         odegrad.solve(lambda t, y: -y, problem.y0, [0.0, 1.0], scheme=AdamsBashforth())
 
@@ -393,15 +398,19 @@ def test_hvp(scheme: Any) -> None:
     net, y0 = mlp(), leaf(4, 3)
     parameters = list(net.parameters())
     directions = [torch.linspace(-1, 1, p.numel(), dtype=F64).reshape(p.shape) for p in parameters]
-    options: dict[str, Any] = {"scheme": scheme, "stepsize": Steps(5)}
-    found = odegrad.hvp(
-        lambda t, y: net(y), y0, [0.0, 0.6, 1.0], loss, parameters, directions, **options
-    )
-    ys = odegrad.solve(lambda t, y: net(y), y0, [0.0, 0.6, 1.0], gradient=Tape(), **options).ys
-    grads = torch.autograd.grad(loss(ys), parameters, create_graph=True)
+
+    def value(gradient: Any) -> Tensor:
+        sol = odegrad.solve(
+            lambda t, y: net(y), y0, [0.0, 0.6, 1.0],
+            scheme=scheme, stepsize=Steps(5), gradient=gradient,
+        )  # fmt: skip
+        return loss(sol.ys)
+
+    found = odegrad.hvp(lambda: value(Discrete(Every(3))), parameters, directions)
+    grads = torch.autograd.grad(value(Tape()), parameters, create_graph=True)
     total = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
     expected = torch.autograd.grad(total, parameters)
-    assert relative(list(found), list(expected)) < 1e-12
+    assert relative(list(found[2]), list(expected)) < 1e-12
 
 
 @pytest.mark.parametrize("scheme", PAIR)
@@ -450,7 +459,7 @@ def test_complex_states_are_pairs_of_real_ones(scheme: Any) -> None:
     grads = torch.autograd.grad(torch.view_as_real(ys).sin().sum(), [z0, c])
     xs = odegrad.solve(real, pair, [0.0, 0.4, 1.5], **options).ys
     expected = torch.autograd.grad(xs.sin().sum(), [pair, c])
-    assert float((torch.view_as_real(ys) - xs).norm()) < 1e-14
+    assert float((torch.view_as_real(ys) - xs).detach().norm()) < 1e-14
     assert relative([torch.view_as_real(grads[0]), grads[1]], list(expected)) < 1e-13
 
 
@@ -477,7 +486,7 @@ def test_narrow_states(dtype: torch.dtype) -> None:
 def test_jumps_begin_every_step_anew() -> None:
     """With breakpoints at jumps every step is one of the start, and exact all the same."""
     rate = leaf(seed=1)
-    f = lambda t, y: torch.where(t < 0.5, rate, -rate) * y  # noqa: E731
+    f = lambda t, y: torch.where(t < 0.5, rate, -0.3 * rate) * y  # noqa: E731
     found = []
     for gradient in (Tape(), Discrete()):
         y0 = leaf(3)
@@ -489,7 +498,7 @@ def test_jumps_begin_every_step_anew() -> None:
         again = odegrad.solve(
             f, y0, [0.0, 1.0], breakpoints=(0.5,), scheme=odegrad.RK4(), stepsize=Steps(5)
         )
-        assert float((sol.ys - again.ys).norm()) < 1e-14
+        assert float((sol.ys - again.ys).detach().norm()) < 1e-14
     assert relative(*found) < 1e-12
 
 
