@@ -476,7 +476,7 @@ def test_narrow_states(dtype: torch.dtype) -> None:
         )  # fmt: skip
         assert sol.ys.dtype == kind
         grads = torch.autograd.grad(loss(sol.ys.double()), [y0, *net.parameters()])
-        found.append([x.double() for x in (sol.ys, *grads)])
+        found.append([x.detach().double() for x in (sol.ys, *grads)])
     assert relative(*found) < 100 * torch.finfo(dtype).eps
 
 

@@ -25,8 +25,9 @@ weights grow like the power k − 1 of that ratio, and what they multiply has ro
 
 Limits. The region of stability shrinks as the order rises: on the negative real axis Adams–Bashforth
 needs |h λ| < 2 / Σ |w_i / h|, which is 0.3 at order 4, 0.024 at order 8 and 0.0017 at order 12;
-corrections help. A state that is stored has its carry beside it, k times the memory. Which formula a step takes
-depends on numbers in the carry: compilers cannot trace it.
+corrections help. A state that is stored has its carry beside it, k times the memory. Which formula a
+step takes depends on numbers in the carry, so that compilers cannot trace it. Steps with a time per sample
+are the same formula for all samples.
 
 References:
     E. Hairer, S. P. Nørsett & G. Wanner, *Solving Ordinary Differential Equations I*, III.1
