@@ -22,7 +22,7 @@ from odegrad.schemes import (
     Scheme,
     Tableau,
 )
-from odegrad.schemes.adams import Adams
+from odegrad.schemes.multistep import Adams
 from odegrad.schemes.tableau import trees
 from oracles import adams_step, columns, randn_like, real_inner, rk_step
 from problems import BATCH, PROBLEMS, forced, mlp
