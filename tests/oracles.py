@@ -50,6 +50,55 @@ def rk_step(tableau, f, t, dt, y, first=None):
     return new, slopes
 
 
+def adams_weights(nodes, h):
+    """∫_0^h ℓ_i for the Lagrange basis on the nodes, by expansion in powers: a list of tensors.
+
+    Arguments:
+        nodes: A list of numbers or tensors.
+        h: The end of the integral.
+    """
+    weights = []
+    for i, node in enumerate(nodes):
+        powers = [torch.ones_like(h)]  # of the product of the (τ − τ_j), the constant first
+        scale = torch.ones_like(h)
+        for j, other in enumerate(nodes):
+            if j != i:
+                up, down = [0 * h, *powers], [*(-other * c for c in powers), 0 * h]
+                powers = [a + b for a, b in zip(up, down, strict=True)]
+                scale = scale * (node - other)
+        weights.append(sum(c * h ** (m + 1) / (m + 1) for m, c in enumerate(powers)) / scale)
+    return weights
+
+
+def adams_step(f, t, h, y, times, slopes, order, corrections=None):
+    """(y⁺, slope at t) of one step of full order; `corrections` None is Adams–Bashforth.
+
+    Arguments:
+        f: Maps (t, list of leaves) to a list of leaves.
+        t: A 0-dim tensor or one time per sample.
+        h: Likewise.
+        y: List of leaves.
+        times: The times of the earlier slopes, the latest first.
+        slopes: These slopes, lists of leaves.
+        order: The order.
+        corrections: How often to correct, by Adams–Moulton.
+    """
+    slope = list(f(t, y))
+    known, nodes = [slope, *slopes], [0 * h, *(time - t for time in times)]
+
+    def added(nodes, slopes):
+        weights = adams_weights(nodes, h)
+        return [
+            leaf + sum(columns(w, leaf) * k[m] for w, k in zip(weights, slopes, strict=True))
+            for m, leaf in enumerate(y)
+        ]
+
+    new = added(nodes, known)
+    for _ in range(corrections or 0):
+        new = added([h, *nodes[: order - 1]], [list(f(t + h, new)), *known[: order - 1]])
+    return new, slope
+
+
 def real_inner(x, y):
     """Re⟨x, y⟩ over two sequences of tensors, where None is zero."""
     total = 0.0

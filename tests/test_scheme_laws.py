@@ -12,6 +12,8 @@ from odegrad.schemes import (
     ALF,
     RK4,
     SCHEMES,
+    AdamsBashforth,
+    AdamsBashforthMoulton,
     Bosh3,
     Dopri5,
     ExplicitRungeKutta,
@@ -20,16 +22,20 @@ from odegrad.schemes import (
     Scheme,
     Tableau,
 )
+from odegrad.schemes.multistep import Adams
 from odegrad.schemes.tableau import trees
-from oracles import columns, randn_like, real_inner, rk_step
+from oracles import adams_step, columns, randn_like, real_inner, rk_step
 from problems import BATCH, PROBLEMS, forced, mlp
 
 F64 = torch.float64
 KINDS = ("float", "scalar", "per-sample")
 RUNGE_KUTTA = [cls for cls in SCHEMES if issubclass(cls, ExplicitRungeKutta)]
 schemes = pytest.mark.parametrize("scheme", [cls() for cls in RUNGE_KUTTA], ids=repr)
-# ... and all, with the reversible ones at further values of their parameters.
-MORE = [ALF(0.8), Reversible(RK4(), 0.9), Reversible(Bosh3(), 1.0)]
+# ... and all, with the reversible and multistep ones at further values of their parameters.
+MORE = [
+    *(ALF(0.8), Reversible(RK4(), 0.9), Reversible(Bosh3(), 1.0)),
+    *(AdamsBashforth(1), AdamsBashforthMoulton(5, corrections=3)),
+]
 every_scheme = pytest.mark.parametrize("scheme", [*(cls() for cls in SCHEMES), *MORE], ids=repr)
 problems = pytest.mark.parametrize("make", PROBLEMS, ids=lambda make: make.__name__)
 
@@ -65,6 +71,15 @@ def formula(scheme, f, t, dt, y, carry):
         second = plus([2 * a - b for a, b in zip(y, second, strict=True)], dt, slope)
         new = f(t + dt, second)
         return plus(plus(y, dt / 2, slope), dt / 2, new), [*second, *new], []
+    if isinstance(scheme, Adams):
+        times, past = (z[0].unbind(-1), z[1:]) if z else ((), [])
+        slopes = [past[i * n : (i + 1) * n] for i in range(len(times))]
+        m = getattr(scheme, "corrections", None)
+        new, slope = adams_step(f, t, dt, list(y), times, slopes, scheme.order, m)
+        if not z:
+            return new, [], []
+        later = torch.stack([t, *times[:-1]], -1)
+        return new, [later, *slope, *past[: len(past) - n]], []
     assert isinstance(scheme, Reversible)
     tab, coupling = scheme.base.tableau, scheme.coupling
 
@@ -82,6 +97,9 @@ def formula(scheme, f, t, dt, y, carry):
 
 def initial(scheme, f, t, y):
     """The carry before the first step, likewise."""
+    if isinstance(scheme, Adams):
+        slots = max(0, scheme.order - (2 if isinstance(scheme, AdamsBashforthMoulton) else 1))
+        return [torch.stack([t] * slots, -1), *(0 * x for x in y * slots)] if slots else []
     if isinstance(scheme, Reversible):
         return list(y)
     if isinstance(scheme, ReversibleHeun):
@@ -103,6 +121,10 @@ class Setup:
         with torch.no_grad():
             carry = scheme.init(self.field, self.t, self.y, self.p)
         self.carry = tuple(randn_like(carry, seed + 1))
+        if isinstance(scheme, Adams) and carry:  # the times of earlier steps, unequal ones
+            ago = torch.arange(1, carry[0].shape[-1] + 1, dtype=F64) ** 1.1
+            length = torch.as_tensor(self.dt, dtype=F64)[..., None]
+            self.carry = (carry[0] - 0.8 * length * ago, *self.carry[1:])
         stages = scheme.tableau.stages if isinstance(scheme, ExplicitRungeKutta) else 0
         self.grad_y = tuple(randn_like(self.y, seed + 2))
         self.grad_carry = tuple(randn_like(self.carry, seed + 3)) if self.carry else None
@@ -286,6 +308,9 @@ def test_per_sample_times_are_samples_one_by_one(scheme, make):
         one.grad_y = cut(setup.grad_y)
         one.grad_carry = cut(setup.grad_carry) if setup.grad_carry else None
         one.grad_dense = [cut(g) for g in setup.grad_dense]
+        if isinstance(scheme, Adams) and setup.carry:  # times, which have no axis of their own
+            one.carry = (one.carry[0][0], *one.carry[1:])
+            one.grad_carry = (one.grad_carry[0][0], *one.grad_carry[1:])
         close(one.step().y, cut(whole.y), 1e-14)
         alone = one.vjp()
         close(alone.y, cut(grads.y))

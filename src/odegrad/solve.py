@@ -66,9 +66,9 @@ def solve(
     Every time in `ts` is stepped onto. Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
-    streamed losses or breakpoints, is traced as n steps per interval: no graph break, the same numbers
-    and gradients, in the memory of `Tape`. Controls have to be in modules there, not captured. Any
-    other solve is one graph break, and runs as ever.
+    streamed losses, breakpoints or a multistep scheme, is traced as n steps per interval: no graph
+    break, the same numbers and gradients, in the memory of `Tape`. Controls have to be in modules
+    there, not captured. Any other solve is one graph break, and runs as ever.
 
     Arguments:
         f: Maps (t, y, *args) to a pytree like y. It may raise `RejectStep` to ask adaptive steps for a
@@ -138,6 +138,7 @@ def solve(
             and on_failure == "raise"
             and not (progress or compile)
             and callback is None
+            and getattr(scheme, "traceable", True)
         )
         unlimited = isinstance(gradient, Tape) or (
             isinstance(gradient, Discrete) and not gradient.limited

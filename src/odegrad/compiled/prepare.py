@@ -61,10 +61,12 @@ def prepare(
 
     Raises:
         NotCompilable: If one of them cannot be captured, draws random numbers, or writes into what it
-            reads; if the controller is not one that was written for compiled loops; or if there is no
-            compiler.
+            reads; if the scheme is not traceable, or the controller none that was written for compiled
+            loops; or if there is no compiler.
     """
     _check_surroundings(stepsize, y)
+    if not scheme.traceable:
+        raise NotCompilable(f"a step of {scheme} depends on numbers in its carry")
     with LOCK:
         return _prepare(f, running, state, y, args, t, scheme, chunk_bytes)
 

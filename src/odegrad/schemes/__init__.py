@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from odegrad.schemes.adams import AdamsBashforth, AdamsBashforthMoulton
 from odegrad.schemes.adaptive_heun import AdaptiveHeun
 from odegrad.schemes.alf import ALF
 from odegrad.schemes.base import Scheme, Step, StepGrad
@@ -28,6 +29,8 @@ from odegrad.schemes.tsit5 import Tsit5
 __all__ = [
     "ALF",
     "SCHEMES",
+    "AdamsBashforth",
+    "AdamsBashforthMoulton",
     "AdaptiveHeun",
     "Bosh3",
     "CashKarp",
@@ -73,5 +76,7 @@ SCHEMES: tuple[type[Scheme], ...] = (
     ALF,
     ReversibleHeun,
     Reversible,
+    AdamsBashforth,
+    AdamsBashforthMoulton,
 )
-"""All schemes: Runge–Kutta schemes from the simplest to the most accurate, then reversible ones."""
+"""All schemes: Runge–Kutta ones from the simplest to the most accurate, reversible and multistep ones."""

@@ -72,11 +72,14 @@ class Scheme(ABC):
         order: The order p of the scheme: global error O(h^p).
         error_order: k with error estimate O(h^k); None if there is no error estimate.
         reversible: Whether the scheme has an `unstep`.
+        traceable: Whether a step is one formula, whatever numbers it is given, so that a compiler can
+            trace it.
     """
 
     order: int
     error_order: int | None = None
     reversible: ClassVar[bool] = False
+    traceable: bool = True
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from odegrad.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["check_between"]
+__all__ = ["check_between", "check_whole"]
 
 
 def check_between(name: str, value: object, low: float, hint: str) -> None:
@@ -32,3 +32,30 @@ def check_between(name: str, value: object, low: float, hint: str) -> None:
         )
     if not low < value <= 1.0:
         raise InvalidValueError(f"{name} must be in ({low:g}, 1], received {value!r}; {hint}")
+
+
+def check_whole(name: str, value: object, low: int, high: int | None, hint: str) -> None:
+    """Whether a value is a whole number from `low` to `high`.
+
+    Arguments:
+        name: What the value is called.
+        value: The value.
+        low: The least.
+        high: The most, or None.
+        hint: What else the message says about another number.
+
+    Raises:
+        InvalidTypeError: If it is not an int.
+        InvalidValueError: If it is outside.
+
+    Example:
+        >>> from odegrad.schemes.checks import check_whole
+        >>> check_whole("order", 13, 1, 12, "take 4")
+        Traceback (most recent call last):
+        odegrad.errors.InvalidValueError: order must be from 1 to 12, received 13; take 4
+    """
+    span = f"at least {low}" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} must be an int, {span}, received {value!r}; {hint}")
+    if value < low or (high is not None and value > high):
+        raise InvalidValueError(f"{name} must be {span}, received {value!r}; {hint}")

@@ -43,10 +43,12 @@ class Restarted(Scheme):
     inside: float = 0.0
     order: int = dataclasses.field(init=False, repr=False, compare=False)
     error_order: int | None = dataclasses.field(init=False, repr=False, compare=False)
+    traceable: bool = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", self.base.order)
         object.__setattr__(self, "error_order", self.base.error_order)
+        object.__setattr__(self, "traceable", self.base.traceable)
 
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
