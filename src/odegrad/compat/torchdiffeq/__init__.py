@@ -2,10 +2,10 @@
 
     from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event, odeint_dense
 
-replaces ``from torchdiffeq import …``; nothing else has to change. Signatures, defaults, names of methods,
-options, callbacks and return values are those of torchdiffeq 0.2.5, as are the built-in types of the
-exceptions. The gradient is another one: that of the numbers returned, by the transposed steps, also from
-`odeint_adjoint`. docs/migrating.md lists every option, and every number that may differ.
+replaces ``from torchdiffeq import …``; nothing else has to change. Signatures, defaults, names of
+methods, options, callbacks and return values are those of torchdiffeq 0.2.5, as are the built-in types
+of the exceptions. The gradient is another one: that of the numbers returned, by the transposed steps,
+also from `odeint_adjoint`. docs/migrating.md lists every option, and every number that may differ.
 """
 
 from odegrad.compat.torchdiffeq.dense import odeint_dense

@@ -1,8 +1,8 @@
 """Callbacks: attributes of the function by which it is told of each step.
 
-``callback_step(t0, y0, dt)`` before an attempt, then ``callback_accept_step`` or ``callback_reject_step``,
-which only adaptive methods have. The same with ``_adjoint`` in the backward pass of `odeint_adjoint`: each
-step is transposed once, and none is rejected.
+``callback_step(t0, y0, dt)`` before an attempt, then ``callback_accept_step`` or
+``callback_reject_step``, which only adaptive methods have. The same with ``_adjoint`` in the backward
+pass of `odeint_adjoint`: each step is transposed once, and none is rejected.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ class Watch:
     """
 
     def __init__(self, func: Any, method: Method, packed: bool) -> None:
-        found = {name: getattr(func, name, None) for name in sorted(ADAPTIVE)}
+        found: dict[str, Any] = {name: getattr(func, name, None) for name in sorted(ADAPTIVE)}
         given = {name for name, callback in found.items() if callback is not None}
         if given - method.callbacks:
             warn(
                 f"Solver {method.solver} does not support callbacks {sorted(given - method.callbacks)}"
             )
-        self._calls = {name: found[name] for name in given & method.callbacks}
+        called = given & method.callbacks
+        self._calls: dict[str, Callable[..., Any]] = {name: found[name] for name in called}
         self._packed = packed
         self._last: tuple[Tensor, Any, Tensor] | None = None
         self._open = bool(self._calls)

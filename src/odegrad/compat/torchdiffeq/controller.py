@@ -1,7 +1,7 @@
 """The step-size control of torchdiffeq, as an object.
 
-With the error ratio e = ‖err / (atol + rtol max(|y_n|, |y_{n+1}|))‖ and k the order of the error estimate,
-a step is accepted iff e ≤ 1, or if it is as small as `dt_min`, and the next size is
+With the error ratio e = ‖err / (atol + rtol max(|y_n|, |y_{n+1}|))‖ and k the order of the error
+estimate, a step is accepted iff e ≤ 1, or if it is as small as `dt_min`, and the next size is
 
     h · min(ifactor, max(safety · e^(−1/k), 1 if e < 1 else dfactor)),     h · ifactor if e = 0.
 
@@ -68,7 +68,9 @@ class Controller:
         """‖x / (atol + rtol max(|y0|, |y1|))‖, a 0-dim tensor; never on an autograd graph."""
         with torch.no_grad():
             scaled: list[Tensor] = []
-            for i, (e, a, b) in enumerate(zip(map(wide, x), map(wide, y0), map(wide, y1), strict=True)):
+            for i, (e, a, b) in enumerate(
+                zip(map(wide, x), map(wide, y0), map(wide, y1), strict=True)
+            ):
                 size = torch.maximum(a.abs(), b.abs())
                 s = e / (_of_leaf(self.atol, i, size) + _of_leaf(self.rtol, i, size) * size)
                 # An entry that is and stays zero has no error: 0/0 is 0.

@@ -40,7 +40,7 @@ _BETA = (
 )
 """The coefficients of x, x², x³, x⁴ in β_i(x), one row per slope of Dormand and Prince's scheme.
 
-Reference: E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6, eq. 6.13.
+Reference: E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.
 """
 
 
@@ -74,8 +74,8 @@ def odeint_dense(
         whose value has the shape of y0.
 
     Raises:
-        AssertionError: As `odeint`; if y0 is no tensor or the method another one; from the function, if its
-            time lies outside.
+        AssertionError: As `odeint`; if y0 is no tensor or the method another one; from the function,
+            if its time lies outside.
 
     Example:
         >>> import torch
@@ -147,7 +147,9 @@ class _Dense:
         first, last = self.pieces[0], self.pieces[-1]
         end = last.t + last.dt
         if not min(first.t, end) <= number <= max(first.t, end):
-            raise AssertedValueError(f"the solution runs from {first.t} to {end}, received {number}")
+            raise AssertedValueError(
+                f"the solution runs from {first.t} to {end}, received {number}"
+            )
         sign = 1.0 if first.dt > 0 else -1.0
         place = bisect_right(self.pieces, sign * number, key=lambda piece: sign * piece.t)
         piece = self.pieces[max(0, place - 1)]

@@ -22,6 +22,7 @@ from odegrad.errors import (
 )
 
 __all__ = [
+    "AssertedMaxStepsError",
     "AssertedTypeError",
     "AssertedValueError",
     "MethodNotAvailableError",
@@ -57,7 +58,7 @@ class _StepTooSmall(StepTooSmallError, AssertionError):
     """The step-size controller asked for a step below the resolution of time."""
 
 
-class _MaxSteps(MaxStepsError, AssertionError):
+class AssertedMaxStepsError(MaxStepsError, AssertionError):
     """The solve did not reach its end within the steps that it was allowed."""
 
 
@@ -74,15 +75,15 @@ _TWINS: dict[type[OdegradError], type[OdegradError]] = {
     NonFiniteDerivativeError: _NonFiniteDerivative,
     NonFiniteStateError: _NonFiniteState,
     StepTooSmallError: _StepTooSmall,
-    MaxStepsError: _MaxSteps,
+    MaxStepsError: AssertedMaxStepsError,
     RejectStep: _Rejected,
     SolveError: _Failed,
 }
 
 _HINTS = {
     MaxStepsError: "Here the limit is options={'max_num_steps': n}, per interval of t.",
-    StepTooSmallError: "(torchdiffeq calls this underflow in dt; here first_step, min_step and jump_t are "
-    "keys of options.)",
+    StepTooSmallError: "(torchdiffeq calls this underflow in dt. dt0, dt_min and breakpoints are "
+    "options first_step, min_step and jump_t here.)",
 }
 
 

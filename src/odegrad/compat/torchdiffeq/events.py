@@ -1,13 +1,13 @@
 """Events: a solve that ends where g(t, y) = 0, differentiably.
 
-Steps are taken until the sign of g has changed at the end of one. That step, from (t_n, y_n), is made shorter
-so that it ends on the event: with Φ(s) the state after a step from t_n to s, t* is the root of
+Steps are taken until the sign of g has changed at the end of one. That step, from (t_n, y_n), is made
+shorter, so that it ends on the event: with Φ(s) the state after a step from t_n to s, t* is the root of
 
     G(s) = g(s, Φ(s)),     y* = Φ(t*).
 
-So t* and y* solve an equation between computed numbers, and their gradient is exact by the implicit function
-theorem: dt* = −(∂G/∂s)⁻¹ dG. With τ the root, off the graph, and c = ∂G/∂s there, it comes from two steps of
-the chord iteration on the graph,
+So t* and y* solve an equation between computed numbers, and their gradient is exact by the implicit
+function theorem: dt* = −(∂G/∂s)⁻¹ dG. With τ the root, off the graph, and c = ∂G/∂s there, it comes from
+two steps of the chord iteration on the graph,
 
     s ← s − G(s) / c,     from s = τ,
 
@@ -30,9 +30,8 @@ from torch import Tensor
 from odegrad.compat.torchdiffeq.field import field
 from odegrad.compat.torchdiffeq.grids import Through
 from odegrad.compat.torchdiffeq.inputs import Call
-from odegrad.compat.torchdiffeq.march import Crossing, cross, march_of
+from odegrad.compat.torchdiffeq.march import Crossing, cross
 from odegrad.errors import InvalidTypeError
-from odegrad.schemes.base import Scheme
 from odegrad.solve import solve
 from odegrad.stepsize import Steps
 
@@ -55,8 +54,8 @@ def odeint_event(
         func: As for `odeint`.
         y0: The state at t0.
         t0: The start, a floating-point tensor with one entry.
-        event_fn: Maps (t, y) to a tensor; the first entry to change its sign ends the solve. Parameters of it
-            get gradients, wherever they come from.
+        event_fn: Maps (t, y) to a tensor; the first entry to change its sign ends the solve. What it
+            reads gets gradients, wherever it comes from.
         reverse_time: Whether to solve backwards in time.
         odeint_interface: `odeint` (the default) or `odeint_adjoint`.
         kwargs: Further arguments of that; fixed steps need a `step_size` among the options.
@@ -65,8 +64,8 @@ def odeint_event(
         The time of the event, 0-dim, and the states at t0 and at it, shape [2, *y0.shape] each.
 
     Raises:
-        AssertionError: As `odeint`; if there is no step size for fixed steps; if no event comes within the
-            steps allowed (RuntimeError, too).
+        AssertionError: As `odeint`; if there is no step size for fixed steps; if no event comes within
+            the steps allowed (RuntimeError, too).
 
     Example:
         >>> import torch
@@ -95,16 +94,15 @@ def solve_event(call: Call, event_fn: Callable[..., Tensor]) -> tuple[Tensor, An
     """
     event = _Event(call, event_fn)
     with torch.no_grad():
-        march = march_of(call)
-        crossing = cross(march, event.sign_free)
+        crossing = cross(call, event.number)
     if crossing is None:
         return call.t[0], _stacked(call, call.leaves)
-    solves = _Solves(call, march.scheme, crossing, event)
+    solves = _Solves(call, crossing, event)
     if torch.is_grad_enabled():
         time, leaves = solves.differentiable()
     else:
         time = torch.tensor(crossing.time, dtype=torch.float64)
-        leaves = crossing.state(crossing.time)
+        leaves = crossing.state
     return time.to(call.t), _stacked(call, leaves)
 
 
@@ -125,7 +123,7 @@ class _Event:
         """The least entry of ±g(t, y), 0-dim."""
         return torch.min(self._values(t, leaves) * self._signs)
 
-    def sign_free(self, t: float, leaves: tuple[Tensor, ...]) -> float:
+    def number(self, t: float, leaves: tuple[Tensor, ...]) -> float:
         """The same as a float."""
         return float(self(torch.tensor(t, dtype=torch.float64), leaves))
 
@@ -146,13 +144,11 @@ class _Solves:
 
     Arguments:
         call: The call.
-        scheme: How steps were taken.
         crossing: Where the event is, off the graph.
         event: g.
     """
 
     call: Call
-    scheme: Scheme
     crossing: Crossing
     event: _Event
 
@@ -167,7 +163,7 @@ class _Solves:
             if slack == 0.0:  # g touches zero: the event has no derivative
                 value = value - value.detach()
                 if value.requires_grad:
-                    value.register_hook(lambda grad: grad * math.nan)
+                    value.register_hook(_no_derivative)
                 time = time - value
             else:
                 time = time - value / slack
@@ -181,9 +177,7 @@ class _Solves:
         start = torch.tensor(nodes[-1], dtype=torch.float64)
         return start, self._solved(self.call.y0, first, start, Through(nodes))
 
-    def _last(
-        self, start: Tensor, before: tuple[Tensor, ...], stop: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _last(self, start: Tensor, before: tuple[Tensor, ...], stop: Tensor) -> tuple[Tensor, ...]:
         """Φ(stop)."""
         state = before if self.call.packed else before[0]
         return self._solved(state, start, stop, Steps(1))
@@ -194,7 +188,7 @@ class _Solves:
             field(call.reading, call.func, None, call.params),
             y,
             torch.stack([start, stop]),
-            scheme=self.scheme,
+            scheme=self.crossing.scheme,
             stepsize=steps,
             gradient=call.gradient,
             callback=call.callback,
@@ -207,6 +201,10 @@ class _Solves:
             stop = tau.clone().requires_grad_()
             value = self.event(stop, self._last(start, before, stop))
             return float(torch.autograd.grad(value, stop)[0])
+
+
+def _no_derivative(grad: Tensor) -> Tensor:
+    return grad * math.nan
 
 
 def _stacked(call: Call, leaves: tuple[Tensor, ...]) -> Any:

@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
 from odegrad.compat.torchdiffeq.callbacks import Watch
-from odegrad.compat.torchdiffeq.errors import AssertedValueError
+from odegrad.compat.torchdiffeq.controller import Controller
+from odegrad.compat.torchdiffeq.errors import AssertedMaxStepsError, AssertedValueError
 from odegrad.compat.torchdiffeq.field import Landing, field
 from odegrad.compat.torchdiffeq.inputs import Call
 from odegrad.compat.torchdiffeq.options import AdaptiveOptions, FixedOptions
-from odegrad.errors import MaxStepsError, NonFiniteStateError
+from odegrad.errors import NonFiniteStateError
 from odegrad.gradients import Discrete
 from odegrad.grid import Clock
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
 from odegrad.state import Leaves
-from odegrad.stepsize import Steps
-from odegrad.sweeps.adaptive import adaptive_steps, first_size
+from odegrad.stepsize import FixedStepSize, Steps, StepSize
+from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, adaptive_steps, first_size
 from odegrad.sweeps.steps import Accepted, fixed_grid, number, steps
 
-__all__ = ["Crossing", "March", "cross", "march_of"]
+__all__ = ["Crossing", "cross"]
 
 MOST_FIXED = 20_000
 """The most fixed steps towards an event."""
 
 _FIRST_SPAN = 1e3
-"""The first landing, in first steps: beyond it the landings are further and further apart."""
-
-
-@dataclass(frozen=True)
-class March:
-    """A solve without an end.
-
-    Attributes:
-        problem: It, as far as its last landing, which nobody means to reach.
-        scheme: How steps are taken.
-        watch: Who is told of them.
-    """
-
-    problem: Problem
-    scheme: Scheme
-    watch: Watch
-
-    def steps(self) -> Iterator[Accepted]:
-        """The accepted steps; ends only with the limit of steps."""
-        run, y, p = self.problem.run, self.problem.y, self.problem.p
-        y = tuple(leaf.detach().clone() for leaf in y)
-        carry = run.scheme.init(run.field, run.times[0], y, p)
-        if run.grid is not None:
-            return steps(run, Clock(run.grid, run.times), 0, run.grid.n_steps, y, carry, p)
-        return adaptive_steps(run, y, carry, p, run.times)
+"""The first stretch, in first steps."""
 
 
 @dataclass(frozen=True)
@@ -67,118 +41,167 @@ class Crossing:
     Attributes:
         nodes: The times of the steps up to its start.
         time: The time of the event in it.
-        state: Φ: the state after a step from its start to some time.
+        state: The state after a step from its start to that time.
+        scheme: How steps were taken.
     """
 
     nodes: tuple[float, ...]
     time: float
-    state: Callable[[float], Leaves]
+    state: Leaves
+    scheme: Scheme
 
 
-def march_of(call: Call) -> March:
-    """Prepares the steps of a call, from t[0] in the direction of t[1]."""
-    start, other = (float(x) for x in call.t.detach())
-    direction = 1.0 if other > start else -1.0
-    watch = Watch(call.func, call.method, call.packed)
-    landing, jumps, limit = None, (), None
-    if call.method.adaptive:
-        options = AdaptiveOptions.read(
-            call.options, call.method, call.rtol, call.atol, call.packed, call.t
-        )
-        landing = Landing(options.step_t) if options.step_t else None
-        scheme, stepsize, limit = call.method.make(), options.control, options.max_num_steps
-        jumps, times = options.jump_t, [start, start + direction]
-    else:
-        fixed = FixedOptions.read(call.options, call.method)
-        if fixed.step_size is None:
-            raise AssertedValueError(
-                "Event handling for fixed step solvers currently requires `step_size` to be provided in "
-                "options."
-            )
-        scheme, stepsize = call.method.make(**fixed.own), Steps(MOST_FIXED)
-        if fixed.perturb:
-            scheme = Restarted(scheme, call.margin)
-        times = [start, start + direction * fixed.step_size * MOST_FIXED]
-    f = field(call.reading, call.func, landing, call.params)
-
-    def assembled(landings: list[float]) -> Problem:
-        return assemble(
-            f,
-            call.y0,
-            landings,
-            (),
-            scheme=watch.over(scheme),
-            stepsize=stepsize,
-            gradient=Discrete(),
-            compile=False,
-            breakpoints=jumps,
-            max_steps=limit,
-        )
-
-    problem = assembled(times)
-    if call.method.adaptive:
-        run = problem.run
-        h = run.field.bound(problem.p, lambda: first_size(run, run.stepsize, problem.y, problem.p))
-        problem = assembled(list(_landings(start, direction * h * _FIRST_SPAN)))
-    else:
-        problem.run.grid = fixed_grid(problem.run, stepsize)  # pyright: ignore[reportArgumentType]
-    # The restart at jumps goes with the scheme, so that it also is in solves that know of no jump.
-    plain = Restarted(scheme, call.margin) if isinstance(problem.run.scheme, Restarted) else scheme
-    return March(problem, plain, watch)
-
-
-def _landings(start: float, span: float) -> Iterator[float]:
-    """start, and times ever further ahead, as far as floats go."""
-    yield start
-    for k in itertools.count():
-        time = start + span * 8.0**k
-        if not abs(time) < 1e30:
-            return
-        yield time
-
-
-def cross(march: March, g: Callable[[float, Leaves], float]) -> Crossing | None:
+def cross(call: Call, g: Callable[[float, Leaves], float]) -> Crossing | None:
     """Steps until g, which is positive at the start, is no longer; None if it is zero there.
+
+    Adaptive steps are taken in stretches, each 8 times as long as the one before, whose ends are stepped
+    onto; the first one is a thousand times as long as the first step.
+
+    Arguments:
+        call: The solve; of t[1] only the direction counts.
+        g: Maps the time and the leaves of the state to a number.
 
     Raises:
         MaxStepsError: If that does not come within the steps allowed.
         NonFiniteStateError: If g is NaN.
     """
-    run, p = march.problem.run, march.problem.p
-    return run.field.bound(p, lambda: _cross(march, g))
-
-
-def _cross(march: March, g: Callable[[float, Leaves], float]) -> Crossing | None:
-    run, p, n = march.problem.run, march.problem.p, len(march.problem.y)
-    start = run.times[0]
-    before = g(start, march.problem.y)
-    if before == 0.0:
+    march = _March(call, g)
+    if march.value == 0.0:
         return None
-    nodes = [start]
-    for accepted in march.steps():
-        t, dt = number(accepted.t), number(accepted.dt)
-        after = g(t + dt, accepted.step.y[:n])
-        if math.isnan(after):
-            raise NonFiniteStateError(f"event_fn is NaN at t = {t + dt:.6g}")
-        run.stats.accepted += 1
-        if after <= 0.0:
-            march.watch.close()
+    return march.adaptive() if call.method.adaptive else march.fixed()
 
-            def state(time: float, last: Accepted = accepted, begin: float = t) -> Leaves:
-                if time == begin:
-                    return last.y
-                return run.scheme.step(
-                    run.field, begin, time - begin, last.y, last.carry, p
-                ).y
 
-            time = _root(lambda s: g(s, state(s)), t, t + dt, before, after)
-            final = tuple(x.clone() for x in state(time))
-            return Crossing(tuple(nodes), time, lambda _: final)
-        before = after
-        nodes.append(t + dt)
-    raise MaxStepsError(
-        f"Reached maximum number of iterations {len(nodes) - 1} at t = {nodes[-1]:.6g} without an event"
-    )
+class _March:
+    """A solve without an end."""
+
+    def __init__(self, call: Call, g: Callable[[float, Leaves], float]) -> None:
+        self._call, self._g = call, g
+        start, other = (float(x) for x in call.t.detach())
+        self._direction = 1.0 if other > start else -1.0
+        self._watch = Watch(call.func, call.method, call.packed)
+        self._nodes = [start]
+        self._y: Leaves = tuple(leaf.detach().clone() for leaf in call.leaves)
+        self._carry: Leaves | None = None
+        self.value = g(start, self._y)
+
+    def fixed(self) -> Crossing:
+        """On equal steps."""
+        call, start = self._call, self._nodes[0]
+        options = FixedOptions.read(call.options, call.method)
+        if options.step_size is None:
+            raise AssertedValueError(
+                "Event handling for fixed step solvers currently requires `step_size` to be provided in "
+                "options."
+            )
+        scheme = call.method.make(**options.own)
+        if options.perturb:
+            scheme = Restarted(scheme, call.margin)
+        stop = start + self._direction * options.step_size * MOST_FIXED
+        found = self._stretch(scheme, Steps(MOST_FIXED), stop, None, None)
+        if found is None:
+            raise AssertedMaxStepsError(
+                f"Reached maximum number of iterations {MOST_FIXED} at t = {stop:.6g} without an event"
+            )
+        return found
+
+    def adaptive(self) -> Crossing:
+        """On adaptive steps."""
+        call = self._call
+        options = AdaptiveOptions.read(
+            call.options, call.method, call.rtol, call.atol, call.packed, call.t
+        )
+        landing = Landing(options.step_t) if options.step_t else None
+        limit = DEFAULT_MAX_STEPS if options.max_num_steps is None else options.max_num_steps
+        scheme, control, span = call.method.make(), options.control, 0.0
+        if options.jump_t:  # the restart goes with the scheme, also in solves that know of no jump
+            scheme = Restarted(scheme, call.margin)
+            landing = Landing((*options.step_t, *options.jump_t))
+        while True:
+            if control.dt0 is None:
+                control = dataclasses.replace(control, dt0=self._first_size(scheme, control))
+            span = 8.0 * span if span else _FIRST_SPAN * (control.dt0 or 1.0)
+            before = len(self._nodes)
+            stop = self._nodes[-1] + self._direction * span
+            found = self._stretch(scheme, control, stop, landing, limit)
+            if found is not None:
+                return found
+            limit -= len(self._nodes) - before
+            sizes = [abs(b - a) for a, b in itertools.pairwise(self._nodes[-3:])]
+            control = dataclasses.replace(control, dt0=max(sizes))
+
+    def _first_size(self, scheme: Scheme, control: Controller) -> float:
+        ahead = self._nodes[0] + self._direction
+        problem = self._problem(scheme, control, ahead, None, None)
+        run, y, p = problem.run, problem.y, problem.p
+        return run.field.bound(p, lambda: first_size(run, control, y, p))
+
+    def _problem(
+        self,
+        scheme: Scheme,
+        stepsize: StepSize,
+        stop: float,
+        landing: Landing | None,
+        limit: int | None,
+    ) -> Problem:
+        """A solve from the current state to a time ahead."""
+        call = self._call
+        return assemble(
+            field(call.reading, call.func, landing, call.params),
+            self._y if call.packed else self._y[0],
+            [self._nodes[-1], stop],
+            (),
+            scheme=self._watch.over(scheme),
+            stepsize=stepsize,
+            gradient=Discrete(),
+            compile=False,
+            max_steps=limit,
+        )
+
+    def _stretch(
+        self,
+        scheme: Scheme,
+        stepsize: StepSize,
+        stop: float,
+        landing: Landing | None,
+        limit: int | None,
+    ) -> Crossing | None:
+        """The event, if it comes before some time; else the state is that at this time."""
+        problem = self._problem(scheme, stepsize, stop, landing, limit)
+        run, p = problem.run, problem.p
+        if isinstance(stepsize, FixedStepSize):
+            run.grid = fixed_grid(run, stepsize)
+        return run.field.bound(p, lambda: self._walk(problem, scheme))
+
+    def _walk(self, problem: Problem, scheme: Scheme) -> Crossing | None:
+        run, p = problem.run, problem.p
+        carry = self._carry
+        if carry is None:
+            carry = run.scheme.init(run.field, run.times[0], self._y, p)
+        if run.grid is not None:
+            walk = steps(run, Clock(run.grid, run.times), 0, run.grid.n_steps, self._y, carry, p)
+        else:
+            walk = adaptive_steps(run, self._y, carry, p, run.times)
+        for taken in walk:
+            start, stop = number(taken.t), number(taken.t) + number(taken.dt)
+            value = self._g(stop, taken.step.y)
+            if math.isnan(value):
+                raise NonFiniteStateError(f"event_fn is NaN at t = {stop:.6g}")
+            run.stats.accepted += 1
+            if value <= 0.0:
+                self._watch.close()
+
+                def state(time: float, last: Accepted = taken, start: float = start) -> Leaves:
+                    if time == start:
+                        return last.y
+                    dt = time - start
+                    return run.scheme.step(run.field, start, dt, last.y, last.carry, p).y
+
+                time = _root(lambda s: self._g(s, state(s)), start, stop, self.value, value)
+                return Crossing(tuple(self._nodes), time, state(time), scheme)
+            self.value = value
+            self._nodes.append(stop)
+            self._y, self._carry = taken.step.y, taken.step.carry
+        return None
 
 
 def _root(g: Callable[[float], float], a: float, b: float, ga: float, gb: float) -> float:

@@ -1,9 +1,9 @@
 """The names of torchdiffeq's methods, and what they are here.
 
 Two are not what their names suggest: ``rk4`` is Kutta's 3/8 rule, and the error estimate of ``dopri5`` is
-2/3 of the usual one. Its solvers without the first-same-as-last property, ``adaptive_heun`` and ``fehlberg2``,
-go on from the slope at their last stage as if it were that at the new state; here each step begins with
-the slope at its state.
+2/3 of the usual one. Its solvers without the first-same-as-last property, ``adaptive_heun`` and
+``fehlberg2``, go on from the slope at their last stage as if it were that at the new state; here each
+step begins with the slope at its state.
 
 References:
     L. F. Shampine, *Some practical Runge–Kutta formulas*, Math. Comp. 46 (1986).

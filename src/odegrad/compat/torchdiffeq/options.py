@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,17 +63,16 @@ class AdaptiveOptions:
         given = {key: _number(key, options.pop(key, None)) for key in _CONTROL}
         known = {key: value for key, value in given.items() if value is not None}
         names = {"first_step": "dt0", "min_step": "dt_min", "max_step": "dt_max"}
-        rules = [
-            ("first_step", lambda x: 0 < x < math.inf, "positive and finite"),
-            ("safety", lambda x: x > 0, "positive"),
-            ("ifactor", lambda x: 0 < x < math.inf, "positive and finite"),
-            ("dfactor", lambda x: 0 < x < 1, "in (0, 1)"),
-            ("min_step", lambda x: 0 <= x < math.inf, "at least 0"),
-            ("max_step", lambda x: x > known.get("min_step", 0.0), "above min_step"),
-        ]
-        for key, holds, rule in cast("list[tuple[str, Callable[[float], bool], str]]", rules):
-            if key in known and not holds(known[key]):
-                raise InvalidValueError(f"options[{key!r}] must be {rule}, received {known[key]!r}")
+        for key, value in known.items():
+            positive, finite = value > 0, abs(value) < math.inf
+            rules = {
+                "dfactor": (positive and value < 1, "in (0, 1)"),
+                "min_step": (value >= 0 and finite, "at least 0 and finite"),
+                "max_step": (value > known.get("min_step", 0.0), "above min_step"),
+            }
+            holds, rule = rules.get(key, (positive and finite, "positive and finite"))
+            if not holds:
+                raise InvalidValueError(f"options[{key!r}] must be {rule}, received {value!r}")
         norm = options.pop("norm", None)
         if norm is not None and not callable(norm):
             raise InvalidTypeError(
@@ -153,7 +152,7 @@ def checked_tolerance(name: str, value: Any, y0: Tensor | tuple[Tensor, ...]) ->
     Raises:
         AssertedValueError: If it requires grad, is negative or NaN, or has the wrong length.
     """
-    parts = [value]
+    parts: list[Any] = [value]
     sequence = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0)
     if sequence and isinstance(y0, tuple):
         parts = list(value)
