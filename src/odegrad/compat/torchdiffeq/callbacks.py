@@ -7,6 +7,7 @@ pass of `odeint_adjoint`: each step is transposed once, and none is rejected.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,9 @@ class Watch:
         """The scheme, watched, if there is anyone to tell."""
         if not self._open:
             return scheme
-        watched = _watched(type(scheme))(*_fields(scheme))
+        fields: Any = dataclasses.fields(scheme) if dataclasses.is_dataclass(scheme) else ()
+        own = {item.name: getattr(scheme, item.name) for item in fields if item.init}
+        watched = _watched(type(scheme))(**own)
         object.__setattr__(watched, "watch", self)
         return watched
 
@@ -78,11 +81,6 @@ class Watch:
     def _tell(self, name: str) -> None:
         if name in self._calls and self._last is not None:
             self._calls[name](*self._last)
-
-
-def _fields(scheme: Scheme) -> tuple[Any, ...]:
-    names: dict[str, Any] = getattr(scheme, "__dataclass_fields__", {})
-    return tuple(getattr(scheme, name) for name, item in names.items() if item.init)
 
 
 @functools.cache
