@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import Keep, StoreAll
 from odegrad.compat.torchdiffeq.adjoint import check_adjoint
 from odegrad.compat.torchdiffeq.callbacks import Watch, backward_callback
 from odegrad.compat.torchdiffeq.errors import as_upstream
@@ -18,14 +17,14 @@ from odegrad.compat.torchdiffeq.field import Landing, field
 from odegrad.compat.torchdiffeq.grids import Reader, grid_of
 from odegrad.compat.torchdiffeq.inputs import Call, checked
 from odegrad.compat.torchdiffeq.options import AdaptiveOptions, FixedOptions
-from odegrad.gradients import Discrete
+from odegrad.gradients import Discrete, Tape
 from odegrad.schemes.restarted import Restarted
 from odegrad.solve import solve
 
 __all__ = ["odeint", "odeint_adjoint"]
 
-BACKPROPAGATION = Discrete(StoreAll(keep=Keep.GRAPH))
-"""The gradient of `odeint`: nothing is evaluated twice, in the memory of backpropagation."""
+BACKPROPAGATION = Tape()
+"""The gradient of `odeint`: autograd through the steps, as there. Nothing that func reads has to be found."""
 
 
 def odeint(
@@ -79,6 +78,8 @@ def odeint(
         method,
         options,
         BACKPROPAGATION,
+        # One that requires grad: so the steps are on the graph, whatever func turns out to read.
+        params=(torch.zeros((), requires_grad=True),) if torch.is_grad_enabled() else (),
         records=torch.is_grad_enabled(),
         events=event_fn is not None,
     )
