@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, FIXED, METHODS, Net, start, times
 
+from compat.fields import ADAPTIVE, DOUBLE, FIXED, METHODS, Net, start, times
 from odegrad.compat import torchdiffeq as compat
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 from odegrad.errors import OdegradError

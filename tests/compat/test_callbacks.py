@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, start, times
 
+from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, start, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 
 NAMES = ("step", "accept_step", "reject_step")

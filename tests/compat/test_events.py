@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, times
 
+from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 
 INTERFACES = [(odeint, {}), (odeint_adjoint, {"adjoint_params": ()})]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, FIXED, METHODS, Net, distance, start, times
 
+from compat.fields import ADAPTIVE, DOUBLE, FIXED, METHODS, Net, distance, start, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint
 
 QUICK = {"rtol": 1e-4, "atol": 1e-6}

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, Net, start, times
 
+from compat.fields import ADAPTIVE, DOUBLE, Net, start, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint
 from odegrad.compat.torchdiffeq.controller import Controller
 from odegrad.stepsize import History

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, start, times
 
+from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, start, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense
 
 
@@ -323,7 +323,7 @@ def test_adjoint_options_draw_one_warning():
 
 def test_what_the_adjoint_refuses():
     t = times(0.0, 1.0)
-    with pytest.raises(ValueError, match="must be an instance of nn.Module"):
+    with pytest.raises(ValueError, match=r"must be an instance of nn\.Module"):
         odeint_adjoint(lambda t, y: -y, ones(), t)
     with pytest.raises(ValueError, match="adjoint_options"):
         odeint_adjoint(Net(), start(), t, method="rk4", options={}, adjoint_method="euler")

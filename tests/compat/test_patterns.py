@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from compat.fields import DOUBLE, times
 from torch import nn
 
+from compat.fields import DOUBLE, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 
 
@@ -101,7 +101,7 @@ def test_the_solver_of_flow_matching(method, options):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("method", ["euler", "midpoint"])
 def test_sway_sampling_in_half_precision(dtype, method):
-    odeint_kwargs = dict(method=method, atol=1e-5, rtol=1e-5)
+    odeint_kwargs = {"method": method, "atol": 1e-5, "rtol": 1e-5}
     t = torch.linspace(0, 1, 9 if dtype is torch.bfloat16 else 33, dtype=dtype)
     t = t + -1.0 * (torch.cos(torch.pi / 2 * t) - 1 + t)
     y0 = torch.randn(2, 5, 3, dtype=dtype)
@@ -133,9 +133,9 @@ def test_graph_neural_diffusion():
             (x, torch.zeros(4)),
             torch.tensor([0.0, 1.0]),
             method="rk4",
-            options=dict(step_size=0.25),
+            options={"step_size": 0.25},
             adjoint_method="adaptive_heun",
-            adjoint_options=dict(step_size=0.5, max_iters=100),
+            adjoint_options={"step_size": 0.5, "max_iters": 100},
             atol=1e-4,
             rtol=1e-4,
             adjoint_atol=1e-3,
@@ -183,7 +183,7 @@ def test_seminorms():
     func, y0, t = ODEFunc(), torch.randn(3, 2), torch.tensor([0.0, 1.0])
     odeint_adjoint(func, y0, t, adjoint_options={"norm": "seminorm"}).sum().backward()
     with pytest.warns(UserWarning, match="no meaning"):
-        odeint_adjoint(func, y0, t, adjoint_options=dict(norm=make_norm(y0))).sum().backward()
+        odeint_adjoint(func, y0, t, adjoint_options={"norm": make_norm(y0)}).sum().backward()
 
 
 def test_the_bouncing_ball():
@@ -198,7 +198,7 @@ def test_the_bouncing_ball():
             self.absorption = nn.Parameter(torch.tensor([0.2], dtype=DOUBLE))
 
         def forward(self, t, state):
-            pos, vel, log_radius = state
+            _pos, vel, log_radius = state
             return vel, -self.gravity, torch.zeros_like(log_radius)
 
         def event_fn(self, t, state):
@@ -284,10 +284,10 @@ def test_controlled_equations(adjoint):
     field = Field(func, Path())
     interface = odeint_adjoint if adjoint else odeint
     z0 = torch.randn(5, 2, dtype=DOUBLE)
-    z = interface(field, z0, times(0.0, 3.0), method="rk4", options=dict(step_size=0.5))
+    z = interface(field, z0, times(0.0, 3.0), method="rk4", options={"step_size": 0.5})
     z[-1].sum().backward()
     assert func.weight.grad.abs().sum() > 0
-    options = dict(jump_t=torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    options = {"jump_t": torch.tensor([0.0, 1.0, 2.0, 3.0])}
     interface(field, z0, times(0.0, 3.0), method="dopri5", options=options, rtol=1e-5, atol=1e-5)
 
 

@@ -24,7 +24,7 @@ from odegrad.solve import solve
 __all__ = ["odeint", "odeint_adjoint"]
 
 BACKPROPAGATION = Tape()
-"""The gradient of `odeint`: autograd through the steps, as there. Nothing that func reads has to be found."""
+"""The gradient of `odeint`: autograd through the steps, as there. What func reads need not be found."""
 
 
 def odeint(
