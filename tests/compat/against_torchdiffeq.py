@@ -3,12 +3,12 @@
     PYTHONPATH=tests:src python tests/compat/against_torchdiffeq.py
 
 prints one line per comparison: the difference, relative to the norm of torchdiffeq's numbers, and what
-it may be (inf: for information). Adaptive solves end where torchdiffeq's own steps do, so that it does not
-interpolate: then both take the same steps, up to rounding errors of the error estimate, which the control
-passes on to the sizes. Three differences are meant:
+it may be (inf: for information). Adaptive solves end where torchdiffeq's own steps do, so that it does
+not interpolate: then both take the same steps, up to rounding errors of the error estimate, which the
+control passes on to the sizes. Three differences are meant:
 
-- Between the ends of its steps torchdiffeq interpolates, and it goes beyond the last time; here every time
-  is stepped onto.
+- Between the ends of its steps torchdiffeq interpolates, and it goes beyond the last time; here every
+  time is stepped onto.
 - With adaptive steps, moving an end time moves all times of steps between here, none there.
 - The first step of torchdiffeq carries a derivative, unless it is given.
 

@@ -141,3 +141,18 @@ def test_autograd_inside_of_func_without_enable_grad():
     ys = odeint(hamiltonian, start(grad=False), times(0.0, 1.0), rtol=1e-6)
     energy = ys.square().sum(-1)
     torch.testing.assert_close(energy[1], energy[0], rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("interface", [odeint, odeint_adjoint])
+def test_transforms(interface, method):
+    net, t = Net(), times(0.0, 0.5, 1.0)
+    more = {"adjoint_params": ()} if interface is odeint_adjoint else {}
+
+    def solve(y0):
+        return interface(net, y0, t, method=method, **QUICK, **more)
+
+    y0 = start(grad=False)
+    torch.testing.assert_close(torch.func.vmap(solve, out_dims=1)(y0), solve(y0), rtol=1e-6, atol=0)
+    forward, reverse = torch.func.jacfwd(solve)(y0), torch.func.jacrev(solve)(y0)
+    torch.testing.assert_close(forward, reverse, rtol=1e-12, atol=1e-13)

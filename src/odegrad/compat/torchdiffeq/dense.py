@@ -91,9 +91,9 @@ def odeint_dense(
             f"odeint_dense knows method='dopri5' alone, received {method!r}; odegrad.solve has dense "
             "output for every scheme"
         )
-    ends = torch.stack([torch.as_tensor(x, device=y0.device).detach().double() for x in (t0, t1)])
+    ends = torch.tensor([float(torch.as_tensor(x)) for x in (t0, t1)], dtype=torch.float64)
     records = torch.is_grad_enabled()
-    call = checked(func, y0, ends, rtol, atol, method, options, Tape(), records=records)
+    call = checked(func, y0, ends.to(y0.device), rtol, atol, method, options, Tape(), records=records)
     with as_upstream():
         return _solved(call)
 

@@ -105,8 +105,8 @@ class Reader:
 
     def __init__(self, grid: Tensor, t: Tensor, cubic: bool) -> None:
         self._t, self._cubic, self._plain = t, cubic, grid is t
-        nodes: list[float] = grid.detach().double().tolist()
-        times: list[float] = t.detach().double().tolist()
+        nodes: list[float] = grid.detach().cpu().double().tolist()
+        times: list[float] = t.detach().cpu().double().tolist()
         sign = 1.0 if nodes[-1] >= nodes[0] else -1.0
         after = [bisect_left(nodes, sign * x, key=lambda s: sign * s) for x in times]
         self._exact = [nodes[i] == x for i, x in zip(after, times, strict=True)]

@@ -136,8 +136,17 @@ def odeint_adjoint(
     Example:
         >>> import torch
         >>> from odegrad.compat.torchdiffeq import odeint_adjoint as odeint
-        >>> y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
-        >>> ys = odeint(torch.nn.Identity(), y0, torch.tensor([0.0, 1.0]))
+        >>> class Decay(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rate = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        ...
+        ...     def forward(self, t, y):
+        ...         return -self.rate * y
+        >>> decay, t = Decay(), torch.tensor([0.0, 1.0])
+        >>> odeint(decay, torch.ones(1, dtype=torch.float64), t)[-1].sum().backward()
+        >>> f"{decay.rate.grad.item():.6f}"  # -exp(-2)
+        '-0.135335'
     """
     given = (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
     params = check_adjoint(func, (rtol, atol, method, options), given, adjoint_params)

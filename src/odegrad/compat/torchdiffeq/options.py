@@ -185,7 +185,7 @@ def _times(key: str, value: Any, t: Tensor) -> tuple[float, ...]:
     if value is None:
         return ()
     try:
-        found = [float(x) for x in torch.as_tensor(value).detach().double().reshape(-1).tolist()]
+        found = [float(x) for x in torch.as_tensor(value).detach().cpu().double().reshape(-1).tolist()]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"options[{key!r}] must be times, received {value!r}") from error
     sign = -1.0 if len(t) > 1 and bool(t[0] > t[-1]) else 1.0
