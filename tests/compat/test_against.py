@@ -12,3 +12,15 @@ def test_numbers():
 
     more = [(name, found, bound) for name, found, bound in rows() if not found <= bound]
     assert not more
+
+
+def test_the_benchmark(tmp_path):
+    from click.testing import CliRunner
+
+    from benchmarks.__main__ import main
+
+    result = CliRunner().invoke(
+        main, ["migrating", "--quick", "--repeats", "1", "--out", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "migrating.json").exists()
