@@ -153,6 +153,10 @@ def test_transforms(interface, method):
         return interface(net, y0, t, method=method, **QUICK, **more)
 
     y0 = start(grad=False)
-    torch.testing.assert_close(torch.func.vmap(solve, out_dims=1)(y0), solve(y0), rtol=1e-6, atol=0)
+    # Under vmap adaptive steps are those that the most demanding sample needs.
+    bound = 1e-13 if method == "rk4" else 1e-3
+    torch.testing.assert_close(
+        torch.func.vmap(solve, out_dims=1)(y0), solve(y0), rtol=bound, atol=bound
+    )
     forward, reverse = torch.func.jacfwd(solve)(y0), torch.func.jacrev(solve)(y0)
     torch.testing.assert_close(forward, reverse, rtol=1e-12, atol=1e-13)

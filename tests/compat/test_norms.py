@@ -75,6 +75,19 @@ def test_the_norm_gets_the_state_as_the_user_knows_it():
     assert all(isinstance(x, tuple) and [*map(len, (x, x[1]))] == [2, 2] for x in seen)
 
 
+@pytest.mark.parametrize(("method", "order"), [("dopri5", 5), ("bosh3", 3), ("dopri8", 8)])
+def test_the_first_step(method, order):
+    """y' = −y from 1: |y|, |y'| and the estimate of |y''| are all 1 in units of the tolerance."""
+    found = []
+
+    def decay(t, y):
+        return -y
+
+    decay.callback_step = lambda t0, y0, dt: found.append(dt.item())
+    odeint(decay, torch.ones(4, dtype=DOUBLE), times(0.0, 2.0), method=method)
+    assert found[0] == pytest.approx((0.01 * (1e-9 + 1e-7)) ** (1 / order), rel=1e-12)
+
+
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_a_larger_norm_takes_more_steps(method):
     def evaluations(factor):
