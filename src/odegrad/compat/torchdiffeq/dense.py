@@ -93,7 +93,9 @@ def odeint_dense(
         )
     ends = torch.tensor([float(torch.as_tensor(x)) for x in (t0, t1)], dtype=torch.float64)
     records = torch.is_grad_enabled()
-    call = checked(func, y0, ends.to(y0.device), rtol, atol, method, options, Tape(), records=records)
+    call = checked(
+        func, y0, ends.to(y0.device), rtol, atol, method, options, Tape(), records=records
+    )
     with as_upstream():
         return _solved(call)
 

@@ -162,7 +162,7 @@ def checked_tolerance(name: str, value: Any, y0: Tensor | tuple[Tensor, ...]) ->
                 f"{len(parts)} for {len(y0)}"
             )
     for i, part in enumerate(parts):
-        tensor = torch.as_tensor(part)
+        tensor = part if isinstance(part, Tensor) else torch.as_tensor(part, dtype=torch.float64)
         if tensor.requires_grad:
             raise AssertedValueError(f"{name} cannot require gradient; pass {name}.detach()")
         if not bool((tensor >= 0).all()):
@@ -185,7 +185,9 @@ def _times(key: str, value: Any, t: Tensor) -> tuple[float, ...]:
     if value is None:
         return ()
     try:
-        found = [float(x) for x in torch.as_tensor(value).detach().cpu().double().reshape(-1).tolist()]
+        found = [
+            float(x) for x in torch.as_tensor(value).detach().cpu().double().reshape(-1).tolist()
+        ]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"options[{key!r}] must be times, received {value!r}") from error
     sign = -1.0 if len(t) > 1 and bool(t[0] > t[-1]) else 1.0
