@@ -91,6 +91,18 @@ def test_half_precision_states_and_times(dtype, method):
     assert abs(float(ys[-1, 0]) - math.exp(-0.5)) < 0.2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adaptive_steps_in_half_precision(dtype):
+    t, y0 = torch.tensor([0.0, 1.0]), torch.ones(4, dtype=dtype)
+    ys = odeint(decay, y0, t, rtol=1e-2, atol=1e-2)
+    assert ys[-1, 0].item() == pytest.approx(math.exp(-1.0), rel=1e-2)
+    for state, f in ((y0, decay), ((y0, torch.ones(2)), lambda t, y: (-y[0], -y[1]))):
+        with pytest.warns(UserWarning, match="below the round-off"):
+            ys = odeint(f, state, t)
+        last = (ys[0] if isinstance(ys, tuple) else ys)[-1, 0]
+        assert last.item() == pytest.approx(math.exp(-1.0), rel=3e-2)
+
+
 def test_the_time_arrives_in_the_dtype_of_the_state():
     seen = set()
     y0, t = torch.ones(2), times(0.0, 1.0)

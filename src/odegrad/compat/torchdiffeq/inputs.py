@@ -16,7 +16,7 @@ from odegrad.compat.torchdiffeq.methods import Method, method_named
 from odegrad.compat.torchdiffeq.options import checked_tolerance
 from odegrad.errors import InvalidTypeError, InvalidValueError, warn
 from odegrad.gradients import Gradient
-from odegrad.state import widest_real_dtype
+from odegrad.state import is_half, widest_real_dtype
 
 __all__ = ["Call", "checked"]
 
@@ -113,11 +113,14 @@ def checked(
     given = {} if options is None else dict(options)
     chosen = method_named(method, given)
     times = _checked_times(t, whole[0].device if whole else torch.device("cpu"))
+    relative = checked_tolerance("rtol", rtol, y0)
+    if chosen.adaptive:
+        relative = _above_rounding(relative, whole)
     return Call(
         func,
         y0,
         times,
-        checked_tolerance("rtol", rtol, y0),
+        relative,
         checked_tolerance("atol", atol, y0),
         chosen,
         given,
@@ -125,6 +128,23 @@ def checked(
         params,
         None if callback is None else callback(chosen),
         records,
+    )
+
+
+def _above_rounding(rtol: Tolerance, leaves: tuple[Tensor, ...]) -> Tolerance:
+    """The tolerance, raised to the round-off of states in half precision: steps would be lost in it."""
+    units = [torch.finfo(x.dtype).eps / 2 if is_half(x) else 0.0 for x in leaves]
+    parts = rtol if isinstance(rtol, tuple) else (rtol,) * len(leaves)
+    pairs = list(zip(parts, units, strict=True))
+    if all(bool(torch.as_tensor(part >= unit).all()) for part, unit in pairs):
+        return rtol
+    warn(
+        f"rtol={rtol} is below the round-off of the state ({max(units):.2g} of a number), and is raised "
+        f"to it. Pass rtol={max(units):.0e} or more, or solve in a wider dtype"
+    )
+    return tuple(
+        part.clamp(min=unit) if isinstance(part, Tensor) else max(part, unit)
+        for part, unit in pairs
     )
 
 
