@@ -461,7 +461,7 @@ MUTANTS = [
         "compat/torchdiffeq/grids.py",
         "start, stop = self.ts[i - 1], self.ts[i]",
         "start, stop = self.ts[i - 2], self.ts[i - 1]",
-        "tests/compat/test_options.py",
+        "tests/compat/test_grids.py",
     ),
     Mutant(
         "the norm of a tuple is that of its first part",
