@@ -1,4 +1,7 @@
-"""The front: ``python -m benchmarks peers|limit|scaling|products|memory|paper``; ``--help`` says more."""
+"""The front: ``python -m benchmarks peers|limit|scaling|products|migrating|memory|paper``.
+
+``--help`` says more.
+"""
 
 from __future__ import annotations
 
@@ -159,6 +162,23 @@ def products(quick: bool, repeats: int | None, out: Path | None, core: int | Non
     from benchmarks.products import run
 
     run(*_sampling(quick, repeats), out, say)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Short problems, fewer and shorter samples.")
+@click.option("--repeats", type=click.IntRange(1), help="Samples of each.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder.  [default: benchmarks/results]"
+)
+@click.option("--core", type=int, help="The core to run on.  [default: the last]")
+def migrating(quick: bool, repeats: int | None, out: Path | None, core: int | None) -> None:
+    """Measures what the stand-in for torchdiffeq changes: gradient error, time and memory."""
+    if quick and out is None:
+        raise click.UsageError("--quick needs --out, so that it replaces no results")
+    results, say = _begin(core, out)
+    from benchmarks.migrating import run
+
+    run(quick, *_sampling(quick, repeats), results, say)
 
 
 @main.command("memory")

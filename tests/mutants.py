@@ -441,6 +441,56 @@ MUTANTS = [
         "start = max(0, start)",
         "tests/test_modes.py tests/test_breakpoints.py",
     ),
+    # The stand-in for torchdiffeq.
+    Mutant(
+        "the second derivative of an event is that of one chord step",
+        "compat/torchdiffeq/events.py",
+        "for _ in range(2):",
+        "for _ in range(1):",
+        "tests/compat/test_events.py",
+    ),
+    Mutant(
+        "the event is held where it was found",
+        "compat/torchdiffeq/events.py",
+        "time = time - value / slack",
+        "time = time - value.detach() / slack",
+        "tests/compat/test_events.py",
+    ),
+    Mutant(
+        "outputs are read off the interval before",
+        "compat/torchdiffeq/grids.py",
+        "start, stop = self.ts[i - 1], self.ts[i]",
+        "start, stop = self.ts[i - 2], self.ts[i - 1]",
+        "tests/compat/test_grids.py",
+    ),
+    Mutant(
+        "the norm of a tuple is that of its first part",
+        "compat/torchdiffeq/controller.py",
+        "[_rms(s) for s in scaled]",
+        "[_rms(s) for s in scaled[:1]]",
+        "tests/compat/test_norms.py",
+    ),
+    Mutant(
+        "the first step is estimated by the order of the scheme",
+        "compat/torchdiffeq/controller.py",
+        "return order - 1",
+        "return order",
+        "tests/compat/test_norms.py",
+    ),
+    Mutant(
+        "the smallest step is judged like any other",
+        "sweeps/adaptive.py",
+        "lenient = isinstance(control, LenientStepSize) and math.isfinite(ratio)",
+        "lenient = False",
+        "tests/compat/test_options.py",
+    ),
+    Mutant(
+        "adjoint_params are forgotten",
+        "compat/torchdiffeq/field.py",
+        "func, landing, *params)",
+        "func, landing)",
+        "tests/compat/test_gradients.py",
+    ),
 ]
 
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from odegrad.grid import Segment
 from odegrad.state import Leaves
 
-__all__ = ["AdaptiveStepSize", "Decision", "FixedStepSize", "History", "StepSize"]
+__all__ = [
+    "AdaptiveStepSize",
+    "Decision",
+    "FixedStepSize",
+    "History",
+    "LenientStepSize",
+    "StepSize",
+]
 
 
 @runtime_checkable
@@ -75,6 +82,15 @@ class AdaptiveStepSize(Protocol):
 
     def decide(self, ratio: float, history: History, order: int) -> Decision:
         """Judges an attempted step by its error ratio (1 is at tolerance)."""
+        ...
+
+
+@runtime_checkable
+class LenientStepSize(AdaptiveStepSize, Protocol):
+    """Adaptive steps that accept a step of the smallest size allowed, whatever its error."""
+
+    def starting_order(self, order: int) -> int:
+        """The order by which the first step is estimated, for a scheme of this order."""
         ...
 
 

@@ -5,6 +5,7 @@ Only accepted steps are yielded; a rejected attempt leaves no trace, not even in
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -19,7 +20,13 @@ from odegrad.errors import (
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves, axpy, rms_norm
-from odegrad.stepsize import AdaptiveStepSize, History, shared_number, starting_step
+from odegrad.stepsize import (
+    AdaptiveStepSize,
+    History,
+    LenientStepSize,
+    shared_number,
+    starting_step,
+)
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import Accepted, Landings, Walk, number, take
 
@@ -58,6 +65,8 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             else:
                 ratio = _error_ratio(control, field.n_state, y, step)
             decision = control.decide(ratio, history, order)
+            if not decision.accept and _smallest_of_all(control, min(size, taken), ratio):
+                decision = dataclasses.replace(decision, accept=True)
             if step is None or not decision.accept:
                 if snapshot is not None:
                     snapshot.restore()
@@ -96,14 +105,22 @@ def first_size(run: Run, control: AdaptiveStepSize, y: Leaves, p: Leaves) -> flo
     if len(run.times) < 2:
         return 1.0
     direction = -1.0 if run.times[-1] < run.times[0] else 1.0
-    snapshot = run.field.snapshot()
+    snapshot, order = run.field.snapshot(), run.scheme.order
+    if isinstance(control, LenientStepSize):
+        order = control.starting_order(order)
     try:
-        h = starting_step(run.field, control, run.scheme.order, run.times[0], direction, y, p)
+        h = starting_step(run.field, control, order, run.times[0], direction, y, p)
     except RejectStep:
         h = _CAUTIOUS * abs(run.times[-1] - run.times[0])
     if snapshot is not None:
         snapshot.restore()
     return max(h, control.dt_min)
+
+
+def _smallest_of_all(control: AdaptiveStepSize, size: float, ratio: float) -> bool:
+    """Whether a step of this size is accepted whatever its error, which is finite."""
+    lenient = isinstance(control, LenientStepSize) and math.isfinite(ratio)
+    return lenient and 0.0 < size <= control.dt_min
 
 
 def _error_ratio(control: AdaptiveStepSize, n: int, y: Leaves, step: Step) -> float:

@@ -1,0 +1,1 @@
+"""Tests of `odegrad.compat.torchdiffeq`, none of which needs torchdiffeq."""
