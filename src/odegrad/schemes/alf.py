@@ -43,8 +43,8 @@ from torch import Tensor
 
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step, StepGrad
-from odegrad.schemes.dense import Read
 from odegrad.schemes.checks import check_between
+from odegrad.schemes.dense import Read
 from odegrad.state import Leaves, OptionalLeaves, Time, axpy, combine, inner, scale
 
 __all__ = ["ALF"]

@@ -56,8 +56,8 @@ class StepGrad(NamedTuple):
     """Cotangents of the inputs of a step; None is structurally zero.
 
     `t` and `dt` are None if the step was given floats, `carry` if no cotangent reaches it. `after` is the
-    state after the step as it was computed again, if that was asked for. `reads` are those of the times at
-    which the state was read inside the step.
+    state after the step as it was computed again, if that was asked for. `reads` are those of the times
+    at which the state was read inside the step.
     """
 
     t: Tensor | None
@@ -81,6 +81,11 @@ class Scheme(ABC):
     order: int
     error_order: int | None = None
     reversible: ClassVar[bool] = False
+
+    @property
+    def reads_slopes(self) -> bool:
+        """Whether `read` evaluates f nowhere."""
+        return self.order <= 2
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step."""
@@ -109,7 +114,13 @@ class Scheme(ABC):
         """
 
     def read(
-        self, field: VectorField, t: Time, dt: Time, y: Leaves, step: Step, p: Leaves,
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
         times: Sequence[Time],
     ) -> list[Leaves]:
         """The state at times inside a step, differentiable by autograd in every argument.

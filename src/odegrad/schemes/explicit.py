@@ -76,6 +76,11 @@ class ExplicitRungeKutta(Scheme):
         if cls.interpolant is not None:
             cls.interpolant.check(cls.tableau)
 
+    @property
+    def reads_slopes(self) -> bool:
+        """Whether there is an interpolant that needs nothing but the slopes."""
+        return self.interpolant is not None
+
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The first slope f(t, y), if the scheme has the first-same-as-last property."""
         return field(t, y, p) if self.tableau.fsal else ()
@@ -121,7 +126,13 @@ class ExplicitRungeKutta(Scheme):
             return combine(dt, self.tableau.b_error, slopes)
 
     def read(
-        self, field: VectorField, t: Time, dt: Time, y: Leaves, step: Step, p: Leaves,
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
         times: Sequence[Time],
     ) -> list[Leaves]:
         """The state at times inside a step: the interpolant, or a bootstrapped one; see `Scheme.read`."""

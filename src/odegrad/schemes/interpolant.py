@@ -8,13 +8,14 @@ of uniform order q iff for every rooted tree τ with at most q vertices
 
     Σ_i β_i(x) Φ_i(τ) = x^|τ| / γ(τ)     for all x,
 
-which is checked when one is made, as the order conditions of a tableau are (`odegrad.schemes.tableau`). Its
-error is O(h^(q+1)): that of a scheme of order p accumulates to O(h^p), so that q = p − 1 is as good.
+which is checked when one is made, as the order conditions of a tableau are
+(`odegrad.schemes.tableau`). Its error is O(h^(q+1)): that of a scheme of order p accumulates to O(h^p), so
+that q = p − 1 is as good.
 
-Where no such extension is at hand, f is evaluated in the step a few times more, *bootstrapping*: the cubic
-Hermite interpolant of both ends is in error by O(h⁴); slopes at points on it, by O(h⁴), give one of
-degree 4, in error by O(h⁵), and so on. With w the product of (x − x_i) over the points at which slopes are
-known, there is one polynomial with these slopes and both values iff ∫ w ≠ 0, which rules out an odd
+Where no such extension is at hand, f is evaluated in the step a few times more, *bootstrapping*: the
+cubic Hermite interpolant of both ends is in error by O(h⁴); slopes at points on it, by O(h⁴), give one of
+degree 4, in error by O(h⁵), and so on. With w the product of (x − x_i) over the points at which slopes
+are known, there is one polynomial with these slopes and both values iff ∫ w ≠ 0, which rules out an odd
 number of points that lie symmetrically.
 
 References:
@@ -94,7 +95,7 @@ class Interpolant:
 
 
 def polynomial(coefficients: Sequence[float], x: Time) -> Time:
-    """c_1 x + c_2 x² + …"""
+    """c_1 x + c_2 x² + …, at x."""
     if not any(coefficients):
         return 0.0
     total: Time = 0.0
@@ -104,7 +105,7 @@ def polynomial(coefficients: Sequence[float], x: Time) -> Time:
 
 
 def derivative(coefficients: Sequence[float], x: Time) -> Time:
-    """c_1 + 2 c_2 x + …"""
+    """c_1 + 2 c_2 x + …, at x."""
     if not any(coefficients):
         return 0.0
     total: Time = 0.0

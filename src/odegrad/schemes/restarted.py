@@ -49,6 +49,11 @@ class Restarted(Scheme):
         object.__setattr__(self, "order", self.base.order)
         object.__setattr__(self, "error_order", self.base.error_order)
 
+    @property
+    def reads_slopes(self) -> bool:
+        """As the base."""
+        return self.base.reads_slopes
+
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
@@ -59,7 +64,13 @@ class Restarted(Scheme):
         return self.base.step(seen, t, dt, y, first, p)._replace(carry=())
 
     def read(
-        self, field: VectorField, t: Time, dt: Time, y: Leaves, step: Step, p: Leaves,
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
         times: Sequence[Time],
     ) -> list[Leaves]:
         """The state inside a step, as the base reads it."""
