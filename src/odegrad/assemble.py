@@ -163,7 +163,7 @@ def assemble(
 
 
 def _is_read(
-    land: bool | None,
+    land: object,
     ends: Landings,
     scheme: Scheme,
     stepsize: StepSize,

@@ -156,9 +156,9 @@ class Stops:
         self._fractions: list[list[float]] = []
         for first, last in itertools.pairwise(self.at):
             span = times[last] - times[first]
-            self._fractions.append(
-                [(times[j] - times[first]) / span if span else 0.0 for j in range(first + 1, last)]
-            )
+            inner = [times[j] - times[first] for j in range(first + 1, last)]
+            # What lies outside by rounding is at an end.
+            self._fractions.append([min(1.0, max(0.0, x / span)) if span else 0.0 for x in inner])
 
     def inside(self, k: int, start: float, stop: float) -> range:
         """The times inside a step of segment k from one fraction of it to another.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
+from odegrad.dense import read_again
 from odegrad.errors import (
     InvalidValueError,
     MaxStepsError,
@@ -64,9 +65,9 @@ def solve(
     times) ↦ ys computed by the accepted steps, each interior grid time held at its fixed fraction of
     its segment. The step-size controller and rejected attempts carry no derivative.
 
-    With adaptive steps, times between the first and the last are read off the dense output of the steps they
-    lie in, so that asking for more outputs does not change the steps; with others, steps end at every time
-    (see `land`). Times may descend, and neighbours may be equal.
+    With adaptive steps, times between the first and the last are read off the dense output of the steps
+    they lie in, so that asking for more outputs does not change the steps; with others, steps end at
+    every time (see `land`). Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
     streamed losses or breakpoints, is traced as n steps per interval: no graph break, the same numbers
@@ -243,6 +244,7 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
         reason=reason,
+        _read=partial(read_again, problem, solved) if status is Status.SUCCESS else None,
     )
 
 

@@ -141,8 +141,7 @@ class Scheme(ABC):
             chord = tuple(b - a for a, b in zip(y, step.y, strict=True))
             return [axpy(y, 1.0, ((time - t) / dt,), (chord,)) for time in times]
         slopes = field(t, y, p), field(t + dt, step.y, p)
-        f = lambda t, y: field(t, y, p)  # noqa: E731
-        curve = bootstrapped(f, t, dt, (y, step.y), slopes, self.order)
+        curve = bootstrapped(field, p, t, dt, (y, step.y), slopes, self.order)
         return [curve((time - t) / dt) for time in times]
 
     def unstep(

@@ -139,9 +139,8 @@ class ExplicitRungeKutta(Scheme):
         at = [(time - t) / dt for time in times]
         if self.interpolant is not None:
             return [axpy(y, dt, self.interpolant.weights(x), step.dense) for x in at]
-        f = lambda t, y: field(t, y, p)  # noqa: E731
-        last = step.dense[-1] if self.tableau.fsal else f(t + dt, step.y)
-        curve = bootstrapped(f, t, dt, (y, step.y), (step.dense[0], last), self.order)
+        last = step.dense[-1] if self.tableau.fsal else field(t + dt, step.y, p)
+        curve = bootstrapped(field, p, t, dt, (y, step.y), (step.dense[0], last), self.order)
         return [curve(x) for x in at]  # fmt: skip
 
     def step_vjp(

@@ -9,8 +9,8 @@ of uniform order q iff for every rooted tree τ with at most q vertices
     Σ_i β_i(x) Φ_i(τ) = x^|τ| / γ(τ)     for all x,
 
 which is checked when one is made, as the order conditions of a tableau are
-(`odegrad.schemes.tableau`). Its error is O(h^(q+1)): that of a scheme of order p accumulates to O(h^p), so
-that q = p − 1 is as good.
+(`odegrad.schemes.tableau`). Its error is O(h^(q+1)): that of a scheme of order p accumulates to O(h^p),
+so that q = p − 1 is as good.
 
 Where no such extension is at hand, f is evaluated in the step a few times more, *bootstrapping*: the
 cubic Hermite interpolant of both ends is in error by O(h⁴); slopes at points on it, by O(h⁴), give one of
@@ -117,8 +117,8 @@ def derivative(coefficients: Sequence[float], x: Time) -> Time:
 def default_interpolant(tableau: Tableau) -> Interpolant | None:
     """The continuous extension that needs nothing but a tableau's slopes, or None.
 
-    Of order 1 it is the chord; of orders 2 and 3 the parabola through both ends with the first slope; with
-    the last slope at hand, up to order 4, the cubic Hermite interpolant.
+    Of order 1 it is the chord; of orders 2 and 3 the parabola through both ends with the first slope;
+    with the last slope at hand, up to order 4, the cubic Hermite interpolant.
     """
     b, s = tableau.b, tableau.stages
     if tableau.fsal and tableau.order <= 4:
@@ -134,7 +134,8 @@ def default_interpolant(tableau: Tableau) -> Interpolant | None:
 
 
 def bootstrapped(
-    f: Callable[[Time, Leaves], Leaves],
+    f: Callable[[Time, Leaves, Leaves], Leaves],
+    p: Leaves,
     t: Time,
     dt: Time,
     ends: tuple[Leaves, Leaves],
@@ -144,7 +145,8 @@ def bootstrapped(
     """x ↦ u(t + x h), in error by O(h^max(4, order)); evaluates f inside the step if order > 4.
 
     Arguments:
-        f: (t, y) ↦ f(t, y).
+        f: The vector field.
+        p: The tensors that it reads.
         t: The start of the step.
         dt: Its length.
         ends: The states at both ends.
@@ -156,7 +158,7 @@ def bootstrapped(
     curve = _hermite(3, y, dt, chord, known)
     for degree in range(4, max(4, order)):
         nodes = _inner(degree)
-        known = [*slopes, *(f(t + dt * x, curve(x)) for x in nodes)]
+        known = [*slopes, *(f(t + dt * x, curve(x), p) for x in nodes)]
         curve = _hermite(degree, y, dt, chord, known)
     return curve
 
@@ -174,7 +176,7 @@ def _hermite(
 
 
 def _inner(degree: int) -> tuple[float, ...]:
-    """The points inside the step whose slopes a polynomial of a degree takes, besides those of the ends."""
+    """The points inside the step whose slopes a polynomial of a degree takes, beside the ends'."""
     n = degree - 3
     skew = 1.2 if n % 2 else 1.0
     return tuple((j / (n + 1)) ** skew for j in range(1, n + 1))

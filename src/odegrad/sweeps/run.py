@@ -179,7 +179,7 @@ class Run:
         return range(len(self.times)) if self.stops is None else self.stops.at
 
     def clock(self, times: Landings | None = None, grid: Grid | None = None) -> Clock:
-        """The steps of the accepted grid, or of another, at this solve's times or what stands for them."""
+        """The steps of the accepted grid, or of another, at the times or what stands for them."""
         return Clock(grid or self.accepted_grid, self.times if times is None else times, self.stops)
 
     @property
