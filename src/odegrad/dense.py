@@ -16,12 +16,37 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odegrad.assemble import Problem
-from odegrad.errors import InvalidTypeError, InvalidValueError
+from odegrad.capture import version
+from odegrad.errors import ChangedTensorError, InvalidTypeError, InvalidValueError
 from odegrad.gradients import Discrete, Mismatched, Tangent, Tape
 from odegrad.grid import Stops
 from odegrad.sweeps import Stats
 
-__all__ = ["read_again"]
+__all__ = ["Reader"]
+
+
+class Reader:
+    """Reads a solution, t ↦ the state at t.
+
+    Arguments:
+        problem: A solve that is through.
+        solved: Runs another one.
+    """
+
+    def __init__(self, problem: Problem, solved: Callable[[Problem], Any]) -> None:
+        self._problem, self._solved = problem, solved
+        self._versions = [version(x) for x in (*problem.y, *problem.p)]
+
+    def __call__(self, t: object) -> Any:
+        """The state at t, as `read_again` says."""
+        now = [version(x) for x in (*self._problem.y, *self._problem.p)]
+        if now != self._versions:
+            raise ChangedTensorError(
+                "sol(t) takes the accepted steps once more, but the initial state or a tensor that f "
+                "reads was changed in place since the solve (by an optimizer, say): read the solution "
+                "before, or pass the times in ts"
+            )
+        return read_again(self._problem, self._solved, t)
 
 
 def read_again(problem: Problem, solved: Callable[[Problem], Any], t: object) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
-from odegrad.dense import read_again
+from odegrad.dense import Reader
 from odegrad.errors import (
     InvalidValueError,
     MaxStepsError,
@@ -244,7 +244,7 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
         reason=reason,
-        _read=partial(read_again, problem, solved) if status is Status.SUCCESS else None,
+        _read=Reader(problem, solved) if status is Status.SUCCESS else None,
     )
 
 

@@ -27,7 +27,7 @@ from odegrad.errors import GradientUnavailableError
 from odegrad.field import VectorField
 from odegrad.reach import check_reachable
 from odegrad.schemes.dense import Read
-from odegrad.schemes.interpolant import bootstrapped
+from odegrad.schemes.interpolant import Ends, bootstrapped
 from odegrad.state import Leaves, OptionalLeaves, Time, axpy
 
 __all__ = ["Scheme", "Step", "StepGrad"]
@@ -141,7 +141,7 @@ class Scheme(ABC):
             chord = tuple(b - a for a, b in zip(y, step.y, strict=True))
             return [axpy(y, 1.0, ((time - t) / dt,), (chord,)) for time in times]
         slopes = field(t, y, p), field(t + dt, step.y, p)
-        curve = bootstrapped(field, p, t, dt, (y, step.y), slopes, self.order)
+        curve = bootstrapped(field, p, Ends(t, dt, y, step.y, *slopes), self.order)
         return [curve((time - t) / dt) for time in times]
 
     def unstep(

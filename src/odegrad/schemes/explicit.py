@@ -39,7 +39,13 @@ from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.dense import DenseTranspose, Read
-from odegrad.schemes.interpolant import Interpolant, bootstrapped, default_interpolant
+from odegrad.schemes.interpolant import (
+    Ends,
+    Interpolant,
+    bootstrapped,
+    default_interpolant,
+    through_middle,
+)
 from odegrad.schemes.tableau import Tableau
 from odegrad.state import (
     Leaves,
@@ -140,7 +146,12 @@ class ExplicitRungeKutta(Scheme):
         if self.interpolant is not None:
             return [axpy(y, dt, self.interpolant.weights(x), step.dense) for x in at]
         last = step.dense[-1] if self.tableau.fsal else field(t + dt, step.y, p)
-        curve = bootstrapped(field, p, t, dt, (y, step.y), (step.dense[0], last), self.order)
+        ends = Ends(t, dt, y, step.y, step.dense[0], last)
+        if self.order > 5 and not self.tableau.fsal:
+            middle = self.step(field, t, dt * 0.5, y, (), p).y
+            curve = through_middle(field, p, ends, middle)
+        else:
+            curve = bootstrapped(field, p, ends, self.order)
         return [curve(x) for x in at]  # fmt: skip
 
     def step_vjp(

@@ -14,9 +14,10 @@ so that q = p − 1 is as good.
 
 Where no such extension is at hand, f is evaluated in the step a few times more, *bootstrapping*: the
 cubic Hermite interpolant of both ends is in error by O(h⁴); slopes at points on it, by O(h⁴), give one of
-degree 4, in error by O(h⁵), and so on. With w the product of (x − x_i) over the points at which slopes
-are known, there is one polynomial with these slopes and both values iff ∫ w ≠ 0, which rules out an odd
-number of points that lie symmetrically.
+degree 4, in error by O(h⁵), and so on, until the degree is that of the order. (With w the product of
+(x − x_i) over the points at which slopes are known, there is one polynomial with these slopes and both
+values iff ∫ w ≠ 0, which rules out an odd number of points that lie symmetrically.) For the large steps
+of orders above 5, a step of half the length gives a value in the middle, too.
 
 References:
     E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.
@@ -31,7 +32,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -39,7 +40,9 @@ from odegrad.errors import InvalidValueError
 from odegrad.schemes.tableau import Tableau, density, trees
 from odegrad.state import Leaves, Time, axpy
 
-__all__ = ["Interpolant", "bootstrapped", "default_interpolant"]
+__all__ = ["Ends", "Interpolant", "bootstrapped", "default_interpolant", "through_middle"]
+
+Field: TypeAlias = Callable[[Time, Leaves, Leaves], Leaves]
 
 _TOLERANCE = 1e-12  # published coefficients are rounded to 16 digits
 
@@ -133,44 +136,82 @@ def default_interpolant(tableau: Tableau) -> Interpolant | None:
     return None
 
 
-def bootstrapped(
-    f: Callable[[Time, Leaves, Leaves], Leaves],
-    p: Leaves,
-    t: Time,
-    dt: Time,
-    ends: tuple[Leaves, Leaves],
-    slopes: tuple[Leaves, Leaves],
-    order: int,
-) -> Callable[[Time], Leaves]:
-    """x ↦ u(t + x h), in error by O(h^max(4, order)); evaluates f inside the step if order > 4.
+Curve: TypeAlias = Callable[[Time], Leaves]
+"""x ↦ u(t + x h)."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A step as its ends are known.
+
+    Attributes:
+        t: Its start.
+        dt: Its length.
+        y: The state before it.
+        end: The state after it.
+        first: f before it.
+        last: f after it.
+    """
+
+    t: Time
+    dt: Time
+    y: Leaves
+    end: Leaves
+    first: Leaves
+    last: Leaves
+
+
+def bootstrapped(f: Field, p: Leaves, step: Ends, order: int) -> Curve:
+    """The polynomial of degree max(3, order) through both ends with their slopes and some inside.
 
     Arguments:
         f: The vector field.
         p: The tensors that it reads.
-        t: The start of the step.
-        dt: Its length.
-        ends: The states at both ends.
-        slopes: f there.
+        step: The step.
         order: The order of the scheme.
     """
-    y, chord = ends[0], tuple(b - a for a, b in zip(*ends, strict=True))
-    known: list[Leaves] = list(slopes)
-    curve = _hermite(3, y, dt, chord, known)
-    for degree in range(4, max(4, order)):
-        nodes = _inner(degree)
-        known = [*slopes, *(f(t + dt * x, curve(x), p) for x in nodes)]
-        curve = _hermite(degree, y, dt, chord, known)
+    values, slopes = {1.0: step.end}, {0.0: step.first, 1.0: step.last}
+    curve = _hermite(step, values, slopes)
+    for degree in range(4, order + 1):
+        curve = _hermite(step, values, {**slopes, **_slopes(f, p, step, curve, _inner(degree))})
     return curve
 
 
-def _hermite(
-    degree: int, y: Leaves, dt: Time, chord: Leaves, slopes: Sequence[Leaves]
-) -> Callable[[Time], Leaves]:
-    rows = _basis(degree)
+def through_middle(f: Field, p: Leaves, step: Ends, middle: Leaves) -> Curve:
+    """The polynomial of degree 7 through both ends and the middle of a step, with five slopes.
+
+    The state in the middle is that of a step of half the length. Slopes at 0.3 and 0.7 are taken twice: on the quintic Hermite interpolant, and on the polynomial of degree 7 that they give.
+
+    Arguments:
+        f: The vector field.
+        p: The tensors that it reads.
+        step: The step.
+        middle: The state in its middle.
+    """
+    values = {0.5: middle, 1.0: step.end}
+    half = f(step.t + step.dt * 0.5, middle, p)
+    slopes = {0.0: step.first, 0.5: half, 1.0: step.last}
+    curve = _hermite(step, values, slopes)
+    for _ in range(2):
+        curve = _hermite(step, values, {**slopes, **_slopes(f, p, step, curve, (0.3, 0.7))})
+    return curve
+
+
+def _slopes(
+    f: Field, p: Leaves, step: Ends, curve: Curve, at: Sequence[float]
+) -> dict[float, Leaves]:
+    return {x: f(step.t + step.dt * x, curve(x), p) for x in at}
+
+
+def _hermite(step: Ends, values: dict[float, Leaves], slopes: dict[float, Leaves]) -> Curve:
+    """The polynomial with given values (and that of the start) and slopes at parts of a step."""
+    rows = _basis(tuple(values), tuple(slopes))
+    y, n = step.y, len(values)
+    chords = [tuple(b - a for a, b in zip(y, value, strict=True)) for value in values.values()]
 
     def curve(x: Time) -> Leaves:
         weights = [polynomial(row, x) for row in rows]
-        return axpy(axpy(y, 1.0, weights[:1], (chord,)), dt, weights[1:], slopes)
+        return axpy(axpy(y, 1.0, weights[:n], chords), step.dt, weights[n:], list(slopes.values()))
 
     return curve
 
@@ -183,12 +224,10 @@ def _inner(degree: int) -> tuple[float, ...]:
 
 
 @cache
-def _basis(degree: int) -> tuple[tuple[float, ...], ...]:
-    """The polynomials c_1 x + … of chord and slopes (at 0, at 1, at the inner points): one row each."""
-    points = [0.0, 1.0, *_inner(degree)]
-    powers = range(1, degree + 1)
-    rows = [[1.0 for _ in powers]]  # the value at the end
-    rows += [[m * x ** (m - 1) for m in powers] for x in points]
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    inverse: Any = torch.linalg.inv(matrix)
+def _basis(values: tuple[float, ...], slopes: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """The polynomials c_1 x + … that are 1 in one of the given values and slopes, and 0 in the others."""
+    powers = range(1, len(values) + len(slopes) + 1)
+    rows = [[x**m for m in powers] for x in values]
+    rows += [[m * x ** (m - 1) for m in powers] for x in slopes]
+    inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64))
     return tuple(map(tuple, inverse.T.tolist()))
