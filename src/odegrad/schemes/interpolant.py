@@ -180,7 +180,8 @@ def bootstrapped(f: Field, p: Leaves, step: Ends, order: int) -> Curve:
 def through_middle(f: Field, p: Leaves, step: Ends, middle: Leaves) -> Curve:
     """The polynomial of degree 7 through both ends and the middle of a step, with five slopes.
 
-    The state in the middle is that of a step of half the length. Slopes at 0.3 and 0.7 are taken twice: on the quintic Hermite interpolant, and on the polynomial of degree 7 that they give.
+    The state in the middle is that of a step of half the length. Slopes at 0.3 and 0.7 are taken twice:
+    on the quintic Hermite interpolant, and on the polynomial of degree 7 that they give.
 
     Arguments:
         f: The vector field.
