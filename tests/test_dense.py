@@ -80,11 +80,16 @@ def test_read_states_are_as_good_as_landed_ones(scheme: Any) -> None:
 
     for tolerance in (1e-4, 1e-7) if scheme.order > 2 else (1e-4,):
         sol = odegrad.solve(
-            pendulum_of_t, y0, ts, scheme=scheme, stepsize=PID(tolerance, tolerance)
+            pendulum_of_t,
+            y0,
+            ts,
+            scheme=scheme,
+            stepsize=PID(tolerance, tolerance),
+            land=False,
         )
         nodes = sol.grid.times(sol.landings)
         at_nodes = float((sol(nodes) - exact(nodes)).abs().max())
-        assert float((sol.ys - exact(ts)).abs().max()) < 5 * max(at_nodes, tolerance)
+        assert float((sol.ys - exact(ts)).abs().max()) < 10 * max(at_nodes, tolerance)
 
 
 def pendulum_of_t(t: Tensor, y: Tensor) -> Tensor:
@@ -110,8 +115,8 @@ def test_a_wrong_interpolant_raises() -> None:
 @pytest.mark.parametrize("gradient", [Tape(), *POLICIES])
 def test_outputs_do_not_change_the_steps(gradient: Any) -> None:
     few, options = (TIMES[0], TIMES[-1]), (gradient, odegrad.Tsit5(), PID(1e-6, 1e-8))
-    _, with_few = solved(time_dependent(), *options, few)
-    _, with_many = solved(time_dependent(), *options)
+    _, with_few = solved(time_dependent(), *options, few, land=False)
+    _, with_many = solved(time_dependent(), *options, land=False)
     assert with_few.grid == with_many.grid
     assert with_few.stats.forward_evaluations == with_many.stats.forward_evaluations
     _, landed = solved(time_dependent(), *options, land=True)
@@ -145,6 +150,7 @@ def test_against_central_differences() -> None:
             ts,
             scheme=odegrad.Dopri5(),
             stepsize=stepsize,
+            land=False,
         )
         return loss(sol.ys), sol.grid
 
@@ -168,7 +174,9 @@ def test_the_derivative_of_a_time_is_the_slope_of_the_dense_output() -> None:
     y0 = torch.ones(1, dtype=torch.float64)
     for scheme in (odegrad.Dopri5(), odegrad.CashKarp()):
         ts = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=True)
-        sol = odegrad.solve(lambda t, y: -y, y0, ts, scheme=scheme, stepsize=PID(1e-3, 1e-6))
+        sol = odegrad.solve(
+            lambda t, y: -y, y0, ts, scheme=scheme, stepsize=PID(1e-3, 1e-6), land=False
+        )
         (grad,) = torch.autograd.grad(sol.ys[1].sum(), ts)
         e, at = 1e-5, [0.0, 0.4 - 1e-5, 0.4 + 1e-5, 1.0]
         near = odegrad.solve(lambda t, y: -y, y0, at, scheme=scheme, stepsize=sol.grid).ys
@@ -184,7 +192,12 @@ def test_second_derivatives(gradient: Any) -> None:
         found = odegrad.hvp(
             lambda: loss(
                 odegrad.solve(
-                    lambda t, y: net(y), y0, TIMES, stepsize=PID(1e-4, 1e-6), gradient=gradient
+                    lambda t, y: net(y),
+                    y0,
+                    TIMES,
+                    stepsize=PID(1e-4, 1e-6),
+                    gradient=gradient,
+                    land=False,
                 ).ys
             ),
             inputs,
@@ -201,7 +214,7 @@ def test_transforms() -> None:
     y0 = leaf(4, 3).detach()
 
     def end(y: Tensor) -> Tensor:
-        return odegrad.solve(f, y, TIMES, stepsize=PID(1e-4, 1e-6)).ys.square().sum()
+        return odegrad.solve(f, y, TIMES, stepsize=PID(1e-4, 1e-6), land=False).ys.square().sum()
 
     expected = torch.func.grad(end)(y0)
     tangent = torch.func.jvp(end, (y0,), (torch.ones_like(y0),))[1]
@@ -221,7 +234,7 @@ def test_running_costs_and_breakpoints() -> None:
         y0 = leaf(3, seed=1)
         ts = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
         sol = odegrad.solve(
-            f, y0, ts, stepsize=PID(1e-6, 1e-8), gradient=gradient, breakpoints=(0.5,),
+            f, y0, ts, stepsize=PID(1e-6, 1e-8), gradient=gradient, breakpoints=(0.5,), land=False,
             running=lambda t, y: y.square().sum() * torch.cos(t),
         )  # fmt: skip
         assert len(sol.grid.segments) == 2
@@ -237,9 +250,9 @@ def test_running_costs_and_breakpoints() -> None:
 @pytest.mark.parametrize("times", [(1.1, 0.7, 0.3, 0.1), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.5)])
 def test_descending_and_equal_times(times: Any) -> None:
     for scheme in (odegrad.Tsit5(), odegrad.Dopri8()):
-        expected, sol = solved(time_dependent(), Tape(), scheme, PID(1e-5, 1e-7), times)
+        expected, sol = solved(time_dependent(), Tape(), scheme, PID(1e-5, 1e-7), times, land=False)
         assert bool(torch.isfinite(torch.cat([x.reshape(-1) for x in expected])).all())
-        found, _ = solved(time_dependent(), Discrete(), scheme, PID(1e-5, 1e-7), times)
+        found, _ = solved(time_dependent(), Discrete(), scheme, PID(1e-5, 1e-7), times, land=False)
         assert relative(found[:-1], expected[:-1]) <= 1e-12
         torch.testing.assert_close(found[-1], expected[-1], rtol=1e-11, atol=1e-13)
         for j in range(len(times) - 1):
@@ -248,7 +261,7 @@ def test_descending_and_equal_times(times: Any) -> None:
 
 
 def test_a_recorded_grid_is_read_as_it_was_recorded() -> None:
-    for land in (None, True):
+    for land in (False, True):
         options = (Discrete(), odegrad.Tsit5())
         found, sol = solved(time_dependent(), *options, PID(1e-6, 1e-8), land=land)
         again, replayed = solved(time_dependent(), *options, sol.grid)
@@ -259,7 +272,7 @@ def test_a_recorded_grid_is_read_as_it_was_recorded() -> None:
 def test_a_budget_holds_for_dense_output() -> None:
     net, y0 = mlp(64, 32).float(), torch.randn(64, 32, requires_grad=True)
     ts = torch.linspace(0.0, 2.0, 30)
-    call = {"stepsize": PID(1e-5, 1e-5), "gradient": Discrete(memory="6MiB")}
+    call = {"stepsize": PID(1e-5, 1e-5), "gradient": Discrete(memory="6MiB"), "land": False}
     f = lambda t, y: net(y)  # noqa: E731
     plan = odegrad.plan(f, y0, ts, **call)  # pyright: ignore
 
@@ -298,7 +311,7 @@ def test_what_steps_onto_every_time() -> None:
 
 
 @pytest.mark.parametrize("gradient", [Tape(), Discrete(), Discrete(Binomial(2))])
-@pytest.mark.parametrize("land", [None, True])
+@pytest.mark.parametrize("land", [False, True])
 def test_reading_again_is_as_asking_before(gradient: Any, land: Any) -> None:
     net = mlp()
     f = lambda t, y: net(y) * torch.cos(t)  # noqa: E731

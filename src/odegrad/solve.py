@@ -65,9 +65,9 @@ def solve(
     times) ↦ ys computed by the accepted steps, each interior grid time held at its fixed fraction of
     its segment. The step-size controller and rejected attempts carry no derivative.
 
-    With adaptive steps, times between the first and the last are read off the dense output of the steps
-    they lie in, so that asking for more outputs does not change the steps; with others, steps end at
-    every time (see `land`). Times may descend, and neighbours may be equal.
+    Every time in `ts` is stepped onto, unless `land` is False: then times between the first and the last
+    are read off the dense output of the steps they lie in, so that asking for more outputs does not
+    change the steps. Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
     streamed losses or breakpoints, is traced as n steps per interval: no graph break, the same numbers
@@ -108,10 +108,10 @@ def solve(
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
             declare theirs by themselves.
         land: Whether steps end at every time (True), or only at the first, the last, and breakpoints, the
-            others being read off the scheme's dense output (False). None: False for adaptive steps, and
-            for a `grid` that was recorded so, as far as that goes with the other arguments (not with
-            `compile`, `loss_at`, and gradient modes that start anew at every time). The derivative with
-            respect to a time that is read is the slope of the dense output.
+            others being read off the scheme's dense output (False; not with `compile`, `loss_at`, and
+            gradient modes that start anew at every time). None is True, but for a `grid` that was
+            recorded otherwise. The derivative with respect to a time that is read is the slope of the
+            dense output.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
