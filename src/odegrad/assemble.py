@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odegrad.breakpoints import Breakpoints, landings
+from odegrad.breakpoints import Breakpoints, Landings, landings
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
@@ -20,6 +20,7 @@ from odegrad.errors import (
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Mismatched, Tangent, Tape
 from odegrad.gradients.base import forward_transform
+from odegrad.grid import Grid, Stops
 from odegrad.inputs import (
     check_choices,
     check_times_fit,
@@ -79,6 +80,7 @@ def assemble(
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
     breakpoints: Sequence[float] | Tensor = (),
+    land: bool | None = None,
     max_steps: int | None = None,
     check_finite: bool = True,
     progress: bool = False,
@@ -109,8 +111,8 @@ def assemble(
     leaves, times_tensor = tuple(map(substituted, leaves)), substituted(times_tensor)
     readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
     breaks = Breakpoints.found(breakpoints, readers)
-    land = landings(times_tensor, times, breaks)
-    if breaks.jumps and land.kinks:
+    ends = landings(times_tensor, times, breaks)
+    if breaks.jumps and ends.kinks:
         dtypes = (times_tensor.dtype, widest_real_dtype(leaves))
         scheme = Restarted(scheme, 4.0 * max(torch.finfo(x).eps for x in dtypes))
 
@@ -136,26 +138,68 @@ def assemble(
     monitor = None
     if progress or callback is not None:
         n = len(leaves)
-        monitor = Monitor(land.times, lambda x: structure.unflatten(x[:n]), callback, progress)
+        monitor = Monitor(ends.times, lambda x: structure.unflatten(x[:n]), callback, progress)
     eps = torch.finfo(times_tensor.dtype).eps
+    read = _is_read(land, ends, scheme, stepsize, gradient, field, loss_at is not None, compile)
     run = Run(
         field,
         scheme,
         stepsize,
-        land.times,
+        ends.times,
         eps,
         max_steps,
         monitor,
         programs=programs,
         loss=loss,
-        kinks=land.kinks,
-        labels=None if len(land.times) == len(times) else land.labels,
+        kinks=ends.kinks,
+        labels=None if len(ends.times) == len(times) else ends.labels,
+        stops=Stops(ends.times, ends.least) if read else None,
     )
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, land.ts))
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, ends.ts))
     differentiated = wanted or transformed is not None
     return Problem(
-        run, y, p, land.ts, structure, gradient, differentiated, check_finite, land.places
+        run, y, p, ends.ts, structure, gradient, differentiated, check_finite, ends.places
     )
+
+
+def _is_read(
+    land: object,
+    ends: Landings,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+    field: VectorField,
+    streamed: bool,
+    compile: bool,
+) -> bool:
+    """Whether the times inside are read off dense output, rather than stepped onto.
+
+    Raises:
+        InvalidTypeError: If `land` is neither a bool nor None.
+        InvalidValueError: If it asks for what is not possible.
+        NotCompilable: If compiled steps would have to be read inside.
+    """
+    if land is not None and not isinstance(land, bool):
+        raise InvalidTypeError(f"land must be True, False or None, received {land!r}")
+    if land or len(ends.least) == len(ends.times) or ends.times[0] == ends.times[-1]:
+        return False
+    replayed = isinstance(stepsize, Grid) and len(stepsize.segments) == len(ends.least) - 1
+    if land is None and not replayed:
+        return False
+    reason = None
+    if not isinstance(gradient, Discrete | Mismatched | Tangent | Tape):
+        reason = f"gradient={gradient} starts anew at every time"
+    elif streamed:
+        reason = "loss_at needs a state at every time"
+    elif not scheme.reads_slopes and (field.stochastic or field.changes_buffers):
+        reason = f"{scheme} evaluates f to read a state, and f draws random numbers or has buffers"
+    if compile and land is False:
+        from odegrad.compiled import NotCompilable
+
+        raise NotCompilable("compiled steps land on every time, and land=False was asked for")
+    if reason is not None and land is False:
+        raise InvalidValueError(f"land=False is not possible here: {reason}. Leave land out")
+    return reason is None and not compile
 
 
 def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:

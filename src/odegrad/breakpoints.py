@@ -73,6 +73,11 @@ class Landings:
     kinks: tuple[int, ...] = ()
 
     @property
+    def least(self) -> tuple[int, ...]:
+        """The places of those that steps have to end at: the first, the last, and those in `kinks`."""
+        return tuple(sorted({0, len(self.times) - 1, *self.kinks}))
+
+    @property
     def labels(self) -> tuple[int | None, ...]:
         """For each of them, which of the user's times it is."""
         labels: list[int | None] = [None] * len(self.times)

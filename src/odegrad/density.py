@@ -187,7 +187,9 @@ class _Record:
         """Adds what step n contributes."""
         by_norm = self._norms and self._bins is None  # the others are summed before
         if not self._steps:
-            self._steps = self._run.accepted_grid.times(self._run.times)
+            self._steps = self._run.accepted_grid.times(
+                [self._run.times[j] for j in self._run.landed]
+            )
             rows = len(self._bins or self._steps) - 1
             self._sums = [
                 g.new_zeros(rows).abs() if by_norm else g.new_zeros((rows, *g.shape)) for g in grads

@@ -14,6 +14,7 @@ replay to the last bit. Its transpose, for cotangents t̄_n and h̄_n, is
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from odegrad.errors import InvalidValueError
 from odegrad.state import Time
 
-__all__ = ["Clock", "Grid", "Nodes", "Segment", "Uniform"]
+__all__ = ["Clock", "Grid", "Nodes", "Segment", "Stops", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -142,19 +143,50 @@ class Grid:
         return [*starts, float(landings[-1])]
 
 
+class Stops:
+    """Which times steps land on; the others are read inside steps.
+
+    Arguments:
+        times: All times at which there are outputs, in one direction.
+        at: The numbers of those that steps land on, the first and the last among them.
+    """
+
+    def __init__(self, times: Sequence[float], at: Sequence[int]) -> None:
+        self.at = tuple(at)
+        self._fractions: list[list[float]] = []
+        for first, last in itertools.pairwise(self.at):
+            span = times[last] - times[first]
+            inner = [times[j] - times[first] for j in range(first + 1, last)]
+            # What lies outside by rounding is at an end.
+            self._fractions.append([min(1.0, max(0.0, x / span)) if span else 0.0 for x in inner])
+
+    def inside(self, k: int, start: float, stop: float) -> range:
+        """The times inside a step of segment k from one fraction of it to another.
+
+        Those at the end of a step are in it, those at the beginning of a segment in its first step.
+        """
+        fractions, first = self._fractions[k], self.at[k] + 1
+        low = bisect_right(fractions, start) if start > 0.0 else 0
+        return range(first + low, first + bisect_right(fractions, stop))
+
+
 class Clock:
-    """The steps of a grid in time, numbered through all segments.
+    """The steps of a grid in time, numbered through all segments, and the times read inside them.
 
     Arguments:
         grid: The grid.
-        landings: T, one more than there are segments: floats, or a float64 tensor of shape [J + 1],
-            or its entries, in which case times and steps are 0-dim tensors on its graph.
+        times: The times at which there are outputs: floats, or a float64 tensor of shape [J + 1], or
+            its entries, in which case times and steps are 0-dim tensors on its graph.
+        stops: Which of them steps land on, and which are read inside steps; None: steps land on all.
     """
 
-    def __init__(self, grid: Grid, landings: Sequence[Time] | Tensor) -> None:
+    def __init__(
+        self, grid: Grid, times: Sequence[Time] | Tensor, stops: Stops | None = None
+    ) -> None:
         self._segments = grid.segments
         self._ends = list(accumulate(len(segment) for segment in grid.segments))
-        self._landings = tuple(landings.unbind()) if isinstance(landings, Tensor) else landings
+        self._times = tuple(times.unbind()) if isinstance(times, Tensor) else times
+        self._stops, self._inner = range(len(self._times)) if stops is None else stops.at, stops
 
     @property
     def n_steps(self) -> int:
@@ -162,35 +194,50 @@ class Clock:
         return self._ends[-1] if self._ends else 0
 
     def locate(self, n: int) -> tuple[int, int]:
-        """The segment j of step n, and the index of step n inside it."""
-        j = bisect_right(self._ends, n)
-        return j, n - self.node(j)
+        """The segment k of step n, and the index of step n inside it."""
+        k = bisect_right(self._ends, n)
+        return k, n - self.node(k)
 
-    def node(self, j: int) -> int:
-        """The number of the step that begins at landing j (or would, at the last)."""
-        return self._ends[j - 1] if j else 0
+    def before(self, n: int) -> int:
+        """The time that the segment of step n begins at."""
+        return self._stops[self.locate(n)[0]]
+
+    def node(self, k: int) -> int:
+        """The number of the first step of segment k (or of the one behind the last)."""
+        return self._ends[k - 1] if k else 0
 
     def step(self, n: int) -> tuple[Time, Time]:
         """(t_n, h_n) of step n."""
-        j, i = self.locate(n)
-        return step_time(self._segments[j], i, self._landings[j], self._landings[j + 1])
+        k, i = self.locate(n)
+        start, stop = (self._times[j] for j in self._stops[k : k + 2])
+        return step_time(self._segments[k], i, start, stop)
 
     def landing(self, n: int) -> int | None:
-        """The landing that step n ends on, or None if it ends inside a segment."""
-        j, i = self.locate(n)
-        return j + 1 if i + 1 == len(self._segments[j]) else None
+        """The time that step n ends on, or None if it ends inside a segment."""
+        k, i = self.locate(n)
+        return self._stops[k + 1] if i + 1 == len(self._segments[k]) else None
+
+    def reads(self, n: int) -> tuple[tuple[int, Time], ...]:
+        """The times that are read inside step n, with their numbers."""
+        if self._inner is None:
+            return ()
+        k, i = self.locate(n)
+        segment = self._segments[k]
+        stop = 1.0 if i + 1 == len(segment) else segment.start(i + 1)
+        return tuple((j, self._times[j]) for j in self._inner.inside(k, segment.start(i), stop))
 
     def step_vjp(
         self, n: int, grad_t: Tensor | None, grad_dt: Tensor | None, grads: list[Tensor | None]
     ) -> None:
         """Adds the cotangents of the landing times of step n to `grads`, one entry per landing."""
-        j, i = self.locate(n)
-        start, width = self._segments[j].start(i), self._segments[j].width(i)
-        for k, t_weight, dt_weight in ((j, 1.0 - start, -width), (j + 1, start, width)):
+        k, i = self.locate(n)
+        start, width = self._segments[k].start(i), self._segments[k].width(i)
+        weights = (1.0 - start, -width), (start, width)
+        for j, (t_weight, dt_weight) in zip(self._stops[k : k + 2], weights, strict=True):
             for weight, grad in ((t_weight, grad_t), (dt_weight, grad_dt)):
                 if grad is not None and weight != 0.0:
-                    term, old = grad * weight, grads[k]
-                    grads[k] = term if old is None else old + term
+                    term, old = grad * weight, grads[j]
+                    grads[j] = term if old is None else old + term
 
 
 def step_time(segment: Segment, i: int, start: Time, stop: Time) -> tuple[Time, Time]:

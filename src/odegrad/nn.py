@@ -27,6 +27,7 @@ class NeuralODE(nn.Module):
         stepsize: As for `odegrad.solve`.
         gradient: As for `odegrad.solve`.
         compile: As for `odegrad.solve`.
+        land: As for `odegrad.solve`.
         on_failure: As for `odegrad.solve`.
 
     Example:
@@ -44,6 +45,7 @@ class NeuralODE(nn.Module):
         stepsize: StepSize = PID(),
         gradient: Gradient = Discrete(),
         compile: bool = False,
+        land: bool | None = None,
         on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
@@ -52,6 +54,7 @@ class NeuralODE(nn.Module):
         self.stepsize = stepsize
         self.gradient = gradient
         self.compiles = compile  # nn.Module.compile is a method
+        self.land = land
         self.on_failure: OnFailure = on_failure
         self._autonomous = _takes_one(net)
 
@@ -72,6 +75,7 @@ class NeuralODE(nn.Module):
             stepsize=self.stepsize,
             gradient=self.gradient,
             compile=self.compiles,
+            land=self.land,
             on_failure=self.on_failure,
         ).ys
 

@@ -31,6 +31,7 @@ def plan(
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
     breakpoints: Sequence[float] | Tensor = (),
+    land: bool | None = None,
     n_steps: int | None = None,
     show: bool = True,
 ) -> Plan:
@@ -50,6 +51,7 @@ def plan(
         running: As for `odegrad.solve`.
         loss_at: As for `odegrad.solve`.
         breakpoints: As for `odegrad.solve`.
+        land: As for `odegrad.solve`.
         n_steps: With adaptive steps: how many to expect, if there is an idea.
         show: Whether to print the plan, too.
 
@@ -92,6 +94,7 @@ def plan(
         running=running,
         loss_at=loss_at,
         breakpoints=breakpoints,
+        land=land,
     )
     if n_steps is not None:
         check_count("plan: n_steps", n_steps)

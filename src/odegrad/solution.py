@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from odegrad.errors import InvalidValueError
 from odegrad.grid import Grid
 from odegrad.sweeps import Stats
 
@@ -55,3 +57,36 @@ class Solution:
     running: Tensor | None = None
     loss: Tensor | None = None
     reason: str = ""
+    _read: Callable[[object], Any] | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
+        """The state at any time between the first and the last.
+
+        The accepted steps are taken once more, and the state is read off the scheme's dense output: that
+        costs a forward sweep, keeps nothing, and is differentiable like `ys`, with respect to t, too.
+
+        Arguments:
+            t: One time, or several, shape [T], in any order.
+
+        Returns:
+            The state in the structure of y0: leaves of its shape, or of shape [T, *leaf.shape].
+
+        Raises:
+            InvalidTypeError: If t is neither a number, a tensor nor a sequence of numbers.
+            InvalidValueError: If t lies outside of the solve, the solve failed, or the gradient mode
+                starts anew at every time.
+            ChangedTensorError: If what f reads was changed since the solve.
+
+        Example:
+            >>> import torch, odegrad
+            >>> sol = odegrad.solve(lambda t, y: -y, torch.ones(1, dtype=torch.float64), [0.0, 1.0])
+            >>> sol(0.5)  # exp(−1/2)
+            tensor([0.6065], dtype=torch.float64)
+        """
+        if self._read is None:
+            raise InvalidValueError(f"sol(t) needs a solve that succeeded; this one: {self.reason}")
+        return self._read(t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is needed to read it again, which has the functions of the user."""
+        return {**self.__dict__, "_read": None}

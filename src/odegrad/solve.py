@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
+from odegrad.dense import Reader
 from odegrad.errors import (
     InvalidValueError,
     MaxStepsError,
@@ -51,6 +52,7 @@ def solve(
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
     breakpoints: Sequence[float] | Tensor = (),
+    land: bool | None = None,
     max_steps: int | None = None,
     on_failure: OnFailure = "raise",
     check_finite: bool = True,
@@ -63,7 +65,9 @@ def solve(
     times) ↦ ys computed by the accepted steps, each interior grid time held at its fixed fraction of
     its segment. The step-size controller and rejected attempts carry no derivative.
 
-    Every time in `ts` is stepped onto. Times may descend, and neighbours may be equal.
+    Every time in `ts` is stepped onto, unless `land` is False: then times between the first and the last
+    are read off the dense output of the steps they lie in, so that asking for more outputs does not
+    change the steps. Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
     streamed losses, breakpoints or a multistep scheme, is traced as n steps per interval: no graph
@@ -103,6 +107,11 @@ def solve(
             strictly inside of each step (a stage at the end of a step sees the limit from within).
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
             declare theirs by themselves.
+        land: Whether steps end at every time (True), or only at the first, the last, and breakpoints, the
+            others being read off the scheme's dense output (False; not with `compile`, `loss_at`, and
+            gradient modes that start anew at every time). None is True, but for a `grid` that was
+            recorded otherwise. The derivative with respect to a time that is read is the slope of the
+            dense output.
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
@@ -134,6 +143,7 @@ def solve(
             loss_at is None
             and len(breakpoints) == 0
             and not has_breakpoints(f)
+            and land is not False
             and max_steps is None
             and on_failure == "raise"
             and not (progress or compile)
@@ -161,6 +171,7 @@ def solve(
         running=running,
         loss_at=loss_at,
         breakpoints=breakpoints,
+        land=land,
         max_steps=max_steps,
         check_finite=check_finite,
         progress=progress,
@@ -230,10 +241,11 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         stats=run.stats,
         status=status,
         grid=run.grid or Grid(()),
-        landings=run.times,
+        landings=tuple(run.times[j] for j in run.landed),
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
         reason=reason,
+        _read=Reader(problem, solved) if status is Status.SUCCESS else None,
     )
 
 

@@ -174,18 +174,18 @@ def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leav
     return None if total is None else rounded(total, slopes[0])
 
 
-def axpy(y: Leaves, h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
+def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) -> Leaves:
     """y + h Σ_j w_j k_j, summed from left to right, zero weights skipped.
 
     Arguments:
         y: The state, leaves of any shape.
         h: The step.
-        weights: w, one number per slope; slopes beyond its length are ignored.
+        weights: w, one number (or 0-dim tensor) per slope; slopes beyond its length are ignored.
         slopes: k, each with the shapes of `y`.
     """
     result = list(map(wide, y))
     for weight, slope in zip(weights, slopes, strict=False):
-        if weight != 0.0:
+        if isinstance(weight, Tensor) or weight != 0.0:
             c = h * weight
             terms = map(wide, slope)
             result = [a + k * align(c, k) for a, k in zip(result, terms, strict=True)]

@@ -93,7 +93,7 @@ class Subject:
             warnings.simplefilter("always")
             problem = assemble(
                 f, start, ts, args, scheme=scheme, stepsize=stepsize, gradient=gradient,
-                compile=False, running=running,
+                compile=False, running=running, land=True,
             )  # fmt: skip
         self.warned = [str(w.message) for w in caught]
         self.base = problem.run

@@ -30,7 +30,7 @@ from torch import Tensor
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
 from odegrad.gradients.needs import Kind, Needs, state_bytes
-from odegrad.grid import Grid, Uniform
+from odegrad.grid import Grid, Stops, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run, Stats
@@ -221,10 +221,15 @@ class Rehearsal:
             labels, tuple(Uniform(1) for _ in range(n))
         )
         last = len([j for j in range(len(run.times)) if run.label(j) is not None]) - 1
-        ends = accumulate((len(x) for x in segments), initial=0)
+        ends: list[float] = list(accumulate((len(x) for x in segments), initial=0))
+        if run.stops is not None:  # they are read inside steps
+            segments = (Uniform(n),)
+            ends = [*(max(0.0, i - 0.5) for i in ends[:-1]), ends[-1]]
+        times = tuple(run.times[0] + span * 1e-3 * i / n for i in ends)
         rehearsed = replace(
             run,
-            times=tuple(run.times[0] + span * 1e-3 * i / n for i in ends),
+            times=times,
+            stops=None if run.stops is None else Stops(times, (0, len(times) - 1)),
             stepsize=Grid(segments),
             max_steps=None,
             monitor=None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, StoreAll
 from odegrad.gradients.base import landing_times
 from odegrad.gradients.node import Rule, Second
-from odegrad.grid import Clock, stack_times
+from odegrad.grid import stack_times
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves, rounded
 from odegrad.sweeps import Cotangents, Kept, Landings, Run, backward, forward
@@ -193,7 +193,7 @@ def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:
     run.check_unchanged()
     y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
     landings = landing_times(ts) if ts.requires_grad else run.times
-    clock = Clock(run.accepted_grid, landings)
+    clock = run.clock(landings)
     return run.field.bound(p, lambda: replay(run, clock, y0, p, landings[0]))
 
 

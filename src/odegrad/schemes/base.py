@@ -26,7 +26,9 @@ from torch import Tensor
 from odegrad.errors import GradientUnavailableError
 from odegrad.field import VectorField
 from odegrad.reach import check_reachable
-from odegrad.state import Leaves, OptionalLeaves, Time
+from odegrad.schemes.dense import Read
+from odegrad.schemes.interpolant import Ends, bootstrapped
+from odegrad.state import Leaves, OptionalLeaves, Time, axpy
 
 __all__ = ["Scheme", "Step", "StepGrad"]
 
@@ -54,7 +56,8 @@ class StepGrad(NamedTuple):
     """Cotangents of the inputs of a step; None is structurally zero.
 
     `t` and `dt` are None if the step was given floats, `carry` if no cotangent reaches it. `after` is the
-    state after the step as it was computed again, if that was asked for.
+    state after the step as it was computed again, if that was asked for. `reads` are those of the times
+    at which the state was read inside the step.
     """
 
     t: Tensor | None
@@ -63,6 +66,7 @@ class StepGrad(NamedTuple):
     carry: Leaves | None
     p: OptionalLeaves
     after: Leaves | None = None
+    reads: tuple[Tensor | None, ...] = ()
 
 
 class Scheme(ABC):
@@ -80,6 +84,11 @@ class Scheme(ABC):
     error_order: int | None = None
     reversible: ClassVar[bool] = False
     traceable: bool = True
+
+    @property
+    def reads_slopes(self) -> bool:
+        """Whether `read` evaluates f nowhere."""
+        return self.order <= 2
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step."""
@@ -106,6 +115,37 @@ class Scheme(ABC):
             carry: What the step before, or `init`, handed on.
             p: Parameters.
         """
+
+    def read(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
+        times: Sequence[Time],
+    ) -> list[Leaves]:
+        """The state at times inside a step, differentiable by autograd in every argument.
+
+        Its error is of the order of the scheme: the chord up to order 2, else an interpolant that
+        evaluates f at both ends, and inside of the step if the order is above 4.
+
+        Arguments:
+            field: The vector field.
+            t: The start of the step.
+            dt: Its length.
+            y: The state at t.
+            step: What `step` returned.
+            p: Parameters.
+            times: The times.
+        """  # fmt: skip
+        if self.order <= 2:
+            chord = tuple(b - a for a, b in zip(y, step.y, strict=True))
+            return [axpy(y, 1.0, ((time - t) / dt,), (chord,)) for time in times]
+        slopes = field(t, y, p), field(t + dt, step.y, p)
+        curve = bootstrapped(field, p, Ends(t, dt, y, step.y, *slopes), self.order)
+        return [curve((time - t) / dt) for time in times]
 
     def unstep(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
@@ -154,8 +194,9 @@ class Scheme(ABC):
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
         after: bool = False,
+        reads: Sequence[Read] = (),
     ) -> StepGrad:
-        """The transpose of `step`, by a graph of the whole step.
+        """The transpose of `step` and `read`, by a graph of the whole step.
 
         Arguments:
             field: The vector field.
@@ -170,13 +211,19 @@ class Scheme(ABC):
             kept: The dense coefficients of the step, if they are known: a scheme whose stages can be
                 transposed one at a time needs less memory then. Here it changes nothing.
             after: Whether to return the state after the step, too.
+            reads: Where the state was read inside the step, and the cotangents of these states.
         """
         del kept
         before = field.evaluations
         with torch.enable_grad():
             t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
             step = self.step(field, t_, dt_, y_, carry_, p)
+            at = [_leaf(r.t) for r in reads]
+            inside = self.read(field, t_, dt_, y_, step, p, at) if reads else []
         outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
+        for values, r in zip(inside, reads, strict=True):
+            outputs += values
+            cotangents += r.grad
         for values, grads in [
             (step.carry, grad_carry),
             *zip(step.dense, grad_dense or [None] * len(step.dense), strict=True),
@@ -184,12 +231,14 @@ class Scheme(ABC):
             if grads is not None:
                 outputs += values
                 cotangents += grads
-        pulled = _pull(outputs, cotangents, [t_, dt_], (*y_, *carry_), p)
+        pulled = _pull(outputs, cotangents, [t_, dt_, *at], (*y_, *carry_), p)
         field.transposes += field.evaluations - before
         n = len(y)
-        grad_t, grad_dt = pulled.times
+        grad_t, grad_dt, *grad_reads = pulled.times
         end = tuple(x.detach() for x in step.y) if after else None
-        return StepGrad(grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p, end)
+        return StepGrad(
+            grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p, end, tuple(grad_reads)
+        )
 
 
 class _Pulled(NamedTuple):

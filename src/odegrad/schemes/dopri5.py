@@ -4,7 +4,8 @@ Advances the solution of order 5; the last stage is the next step's first. Not t
 `odegrad.RKF45`, nor with the other pairs of the same paper.
 
 Reference: J. R. Dormand, P. J. Prince, *A family of embedded Runge–Kutta formulae*, J. Comput.
-Appl. Math. 6 (1980).
+Appl. Math. 6 (1980). The dense output is that of the code DOPRI5: E. Hairer, S. P. Nørsett, G. Wanner,
+*Solving Ordinary Differential Equations I*, II.6.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from odegrad.schemes.explicit import ExplicitRungeKutta
+from odegrad.schemes.interpolant import Interpolant
 from odegrad.schemes.tableau import Tableau
 
 __all__ = ["Dopri5"]
@@ -44,4 +46,31 @@ class Dopri5(ExplicitRungeKutta):
             1 / 40,
         ),
         embedded_order=4,
+    )
+    interpolant = Interpolant(
+        beta=(
+            (
+                1.0,
+                -8048581381 / 2820520608,
+                8663915743 / 2820520608,
+                -12715105075 / 11282082432,
+            ),
+            (0.0, 0.0, 0.0, 0.0),
+            (
+                0.0,
+                131558114200 / 32700410799,
+                -68118460800 / 10900136933,
+                87487479700 / 32700410799,
+            ),
+            (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+            (
+                0.0,
+                127303824393 / 49829197408,
+                -318862633887 / 49829197408,
+                701980252875 / 199316789632,
+            ),
+            (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+            (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+        ),
+        order=4,
     )

@@ -38,6 +38,14 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad
+from odegrad.schemes.dense import DenseTranspose, Read
+from odegrad.schemes.interpolant import (
+    Ends,
+    Interpolant,
+    bootstrapped,
+    default_interpolant,
+    through_middle,
+)
 from odegrad.schemes.tableau import Tableau
 from odegrad.state import (
     Leaves,
@@ -61,13 +69,23 @@ class ExplicitRungeKutta(Scheme):
 
     Attributes:
         tableau: The coefficients.
+        interpolant: The dense output, if it needs nothing but the slopes.
     """
 
     tableau: ClassVar[Tableau]
+    interpolant: ClassVar[Interpolant | None] = None
 
     def __init_subclass__(cls) -> None:
         cls.order = cls.tableau.order
         cls.error_order = cls.tableau.error_order
+        cls.interpolant = cls.__dict__.get("interpolant") or default_interpolant(cls.tableau)
+        if cls.interpolant is not None:
+            cls.interpolant.check(cls.tableau)
+
+    @property
+    def reads_slopes(self) -> bool:
+        """Whether there is an interpolant that needs nothing but the slopes."""
+        return self.interpolant is not None
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The first slope f(t, y), if the scheme has the first-same-as-last property."""
@@ -113,6 +131,29 @@ class ExplicitRungeKutta(Scheme):
         with torch.no_grad():
             return combine(dt, self.tableau.b_error, slopes)
 
+    def read(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
+        times: Sequence[Time],
+    ) -> list[Leaves]:
+        """The state at times inside a step: the interpolant, or a bootstrapped one; see `Scheme.read`."""
+        at = [(time - t) / dt for time in times]
+        if self.interpolant is not None:
+            return [axpy(y, dt, self.interpolant.weights(x), step.dense) for x in at]
+        last = step.dense[-1] if self.tableau.fsal else field(t + dt, step.y, p)
+        ends = Ends(t, dt, y, step.y, step.dense[0], last)
+        if self.order > 5 and not self.tableau.fsal:
+            middle = self.step(field, t, dt * 0.5, y, (), p).y
+            curve = through_middle(field, p, ends, middle)
+        else:
+            curve = bootstrapped(field, p, ends, self.order)
+        return [curve(x) for x in at]  # fmt: skip
+
     def step_vjp(
         self,
         field: VectorField,
@@ -126,14 +167,22 @@ class ExplicitRungeKutta(Scheme):
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
         after: bool = False,
+        reads: Sequence[Read] = (),
     ) -> StepGrad:
         """The transpose of one step, stage by stage; see the head of this module.
 
-        With the slopes in `kept`, the graph of one evaluation of f exists at a time, else that of all.
+        With the slopes in `kept`, the graph of one evaluation of f exists at a time, else that of all. If
+        the state was read by an interpolant that evaluates f, the step is transposed by one graph.
         """
+        if reads and self.interpolant is None:
+            return super().step_vjp(
+                field, t, dt, y, carry, p, grad_y, grad_carry, grad_dense, None, after, reads
+            )
         tab, first = self.tableau, int(self.tableau.fsal)
         # Cotangents that reach the slopes from outside the step.
         outside: list[OptionalLeaves | None] = list(grad_dense or [None] * tab.stages)
+        dense = DenseTranspose(self.interpolant, t, dt, reads)
+        outside = [add(a, b) for a, b in zip(outside, dense.slopes(tab.stages), strict=True)]
         if tab.fsal:
             outside[-1] = add(outside[-1], grad_carry)
         last = tab.stages
@@ -172,8 +221,9 @@ class ExplicitRungeKutta(Scheme):
                 grad_t = tau if grad_t is None else grad_t + tau
                 grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
         end = axpy(y, dt, tab.b, stages.again) if after else None
-        total = rounded(total, grad_y)
-        return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p), end)
+        total = rounded(dense.state(total), grad_y)
+        grad_t, grad_dt, at = dense.times(grad_t, grad_dt, stages.slopes)
+        return StepGrad(grad_t, grad_dt, total, _filled(grad_first, carry), tuple(grad_p), end, at)
 
 
 class _Stages:

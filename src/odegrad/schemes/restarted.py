@@ -22,6 +22,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad
+from odegrad.schemes.dense import Read
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["Restarted", "seen_by"]
@@ -50,6 +51,11 @@ class Restarted(Scheme):
         object.__setattr__(self, "error_order", self.base.error_order)
         object.__setattr__(self, "traceable", self.base.traceable)
 
+    @property
+    def reads_slopes(self) -> bool:
+        """As the base."""
+        return self.base.reads_slopes
+
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
@@ -58,6 +64,19 @@ class Restarted(Scheme):
         seen = seen_by(self, field, t, dt)
         first = self.base.init(seen, t, y, p)
         return self.base.step(seen, t, dt, y, first, p)._replace(carry=())
+
+    def read(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
+        times: Sequence[Time],
+    ) -> list[Leaves]:
+        """The state inside a step, as the base reads it."""
+        return self.base.read(seen_by(self, field, t, dt), t, dt, y, step, p, times)  # fmt: skip
 
     def step_vjp(
         self,
@@ -72,13 +91,16 @@ class Restarted(Scheme):
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
         after: bool = False,
+        reads: Sequence[Read] = (),
     ) -> StepGrad:
         """The transpose of the base's step, then that of its `init`."""
         del carry, grad_carry
         seen = seen_by(self, field, t, dt)
         with torch.no_grad():
             first = self.base.init(seen, t, y, p)
-        grads = self.base.step_vjp(seen, t, dt, y, first, p, grad_y, None, grad_dense, kept, after)
+        grads = self.base.step_vjp(
+            seen, t, dt, y, first, p, grad_y, None, grad_dense, kept, after, reads
+        )
         if grads.carry is None:
             return grads
         begun = self.base.init_vjp(seen, t, y, p, grads.carry)
@@ -89,6 +111,7 @@ class Restarted(Scheme):
             None,
             tuple(_sum(a, b) for a, b in zip(grads.p, begun.p, strict=True)),
             grads.after,
+            grads.reads,
         )
 
 

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step, StepGrad
+from odegrad.schemes.dense import Read
 from odegrad.state import Leaves, OptionalLeaves, Time, axpy, combine, inner, scale
 
 __all__ = ["ReversibleHeun"]
@@ -105,8 +106,13 @@ class ReversibleHeun(Scheme):
         grad_dense: Sequence[OptionalLeaves | None] | None = None,
         kept: Sequence[Leaves] | None = None,
         after: bool = False,
+        reads: Sequence[Read] = (),
     ) -> StepGrad:
         """The transpose of one step: one vector–Jacobian product; see the head of this module."""
+        if reads:
+            return super().step_vjp(
+                field, t, dt, y, carry, p, grad_y, grad_carry, None, None, after, reads
+            )
         del grad_dense, kept  # there are no dense coefficients
         n = len(y)
         point = field.linearize(t + dt, self._second(dt, y, carry), p)

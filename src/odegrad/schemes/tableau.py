@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from odegrad.errors import InvalidValueError
 
-__all__ = ["Tableau", "trees"]
+__all__ = ["Tableau", "density", "trees"]
 
 Tree: TypeAlias = tuple["Tree", ...]
 """A rooted tree: the tuple of the subtrees at its root, in sorted order."""
@@ -129,6 +129,10 @@ class Tableau:
         return tuple(
             tuple(bj - bj * full[j][i] / bi for j, bj in enumerate(b)) for i, bi in enumerate(b)
         )
+
+    def elementary(self, tree: Tree) -> tuple[float, ...]:
+        """Φ_i(tree) of each stage."""
+        return self._weight(tree, {})[0]
 
     def _check(self, b: tuple[float, ...], order: int, name: str) -> None:
         if len(b) != self.stages:

@@ -6,7 +6,7 @@ form: they are given to 16 digits. The paper's table prints b − b̂ in the pla
 weights b̂ themselves.
 
 Reference: Ch. Tsitouras, *Runge–Kutta pairs of order 5(4) satisfying only the first column
-simplifying assumption*, Comput. Math. Appl. 62 (2011).
+simplifying assumption*, Comput. Math. Appl. 62 (2011); its dense output, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from odegrad.schemes.explicit import ExplicitRungeKutta
+from odegrad.schemes.interpolant import Interpolant
 from odegrad.schemes.tableau import Tableau
 
 __all__ = ["Tsit5"]
@@ -67,4 +68,16 @@ class Tsit5(ExplicitRungeKutta):
             1 / 66,
         ),
         embedded_order=4,
+    )
+    interpolant = Interpolant(
+        beta=(
+            (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+            (0.0, 0.1317, -0.2234, 0.1017),
+            (0.0, 3.930296236894751, -5.941033872131505, 2.490627285651253),
+            (0.0, -12.411077166933676, 30.338188630282318, -16.548102889244902),
+            (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+            (0.0, -27.896526289197286, 65.09189467479368, -34.87065786149661),
+            (0.0, 1.5, -4.0, 2.5),
+        ),
+        order=4,
     )

@@ -6,6 +6,7 @@ Only accepted steps are yielded; a rejected attempt leaves no trace, not even in
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import torch
@@ -46,15 +47,15 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
     times, field = run.times, run.field
     history, n, segments = History(), 0, list[Segment]()
     h = first_size(run, control, y, p)
-    for j in range(len(times) - 1):
-        length, fractions = abs(times[j + 1] - times[j]), [0.0]
+    for k, (j, end) in enumerate(itertools.pairwise(run.landed)):
+        length, fractions = abs(times[end] - times[j]), [0.0]
         while fractions[-1] < 1.0:
             sigma = fractions[-1]
             size, left = min(h, control.dt_max), length * (1.0 - sigma)
             lands = size >= left * (1.0 - 1e-10)
             following = 1.0 if lands else sigma + size / length
             # The span anew for each step, so that no two graphs share a part of it.
-            span = landings[j + 1] - landings[j]
+            span = landings[end] - landings[j]
             t, dt = landings[j] + span * sigma, span * (following - sigma)
             snapshot, before = field.snapshot(), field.evaluations
             taken, step = length * (following - sigma), None
@@ -87,8 +88,10 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
                 h = max(h, control.dt_min)
                 history = decision.history
             fractions.append(following)
-            count, landing = field.evaluations - before, j + 1 if following == 1.0 else None
-            sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, landing)
+            count, landing = field.evaluations - before, end if following == 1.0 else None
+            inside = run.stops.inside(k, sigma, following) if run.stops else ()
+            reads = tuple((i, landings[i]) for i in inside)
+            sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, landing, reads)
             y, carry = sent or (step.y, step.carry)
             n += 1
             if following < 1.0:

@@ -21,7 +21,6 @@ from odegrad.checkpoints import (
     Unstep,
 )
 from odegrad.errors import annotate
-from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves, rms_norm
@@ -32,7 +31,7 @@ from odegrad.sweeps.graphs import Graphs
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.saved import Meter
-from odegrad.sweeps.steps import State, steps
+from odegrad.sweeps.steps import State, read, steps
 from odegrad.sweeps.tape import Tape
 
 __all__ = ["backward"]
@@ -118,7 +117,7 @@ class _Engine:
         self.times: Leaves | None = None
         if landings is not None:  # leaves, for graphs that are made here
             self.times = tuple(x.detach().requires_grad_() for x in landings)
-        self.clock = Clock(run.accepted_grid, self.times or run.times)
+        self.clock = run.clock(self.times)
         self.costate = Costate(run, y0, p, self.clock, self.times, grads, kept.end, scheme)
         self.n_leaves, self.current = len(y0), kept.current()
         self.first, self.spare, self.rows = kept.tape, None, rows
@@ -158,9 +157,14 @@ class _Engine:
         graphs, tape = None, None
         if keep is Keep.GRAPH:
             kept.tape = graphs = Graphs(
-                p, self.times, run.monitor is not None, run.field.autocast[2], self.meter
+                p,
+                self.times,
+                run.landed,
+                run.monitor is not None,
+                run.field.autocast[2],
+                self.meter,
             )
-            state = graphs.open(state, self.clock.locate(start)[0])
+            state = graphs.open(state, self.clock.before(start))
         elif keep is not None:
             kept.tape = tape = self._tape(keep)
         # Of a step that is on the tape by its state, nothing else is needed.
@@ -174,7 +178,13 @@ class _Engine:
                 if tape is not None:
                     before = (*accepted.y, *accepted.carry)
                     tape.put(i, before, accepted.snapshot, step.dense)
-                sent = (step.y, step.carry) if graphs is None else graphs.put(accepted)
+                if graphs is None:
+                    sent = step.y, step.carry
+                else:
+                    before = run.field.evaluations
+                    inside = read(run, accepted, p)
+                    graphs.count(run.field.evaluations - before)
+                    sent = graphs.put(accepted, inside)
         after = state if sent is None else (*sent[0], *sent[1])
         here = run.field.snapshot()
         if tape is not None and keep is Keep.STATE:

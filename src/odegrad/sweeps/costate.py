@@ -17,6 +17,7 @@ from torch import Tensor
 from odegrad.grid import Clock
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
+from odegrad.schemes.dense import Read
 from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.graphs import Graphs, Stretch, pull
@@ -82,10 +83,11 @@ class Costate:
         y, carry = state[:n_y], state[n_y:]
         # One stage at a time, from the last: not in the order in which f drew random numbers.
         known = slopes if snapshot is None and not self._other else None
+        reads = [Read(at, self._labels.at(j, y)) for j, at in self._clock.reads(n)]
         mark = None if self._other else run.fingerprints.get(n + 1)
         grads = self._scheme.step_vjp(
             run.field, t, dt, y, carry, self._p, self._grad_y, self._grad_carry,
-            kept=known, after=mark is not None,
+            kept=known, after=mark is not None, reads=reads,
         )  # fmt: skip
         if mark is not None and grads.after is not None:
             mark.check(grads.after[: run.field.n_state], number(t))
@@ -93,6 +95,8 @@ class Costate:
         self._grad_p.add(grads.p)
         if self._times is not None:
             self._clock.step_vjp(n, grads.t, grads.dt, self._grad_times)
+            for (j, _), grad in zip(self._clock.reads(n), grads.reads, strict=True):
+                self._add_time(j, grad)
         if self._labels.needs_states:
             self._below = y
         if run.witness is not None:
@@ -111,7 +115,7 @@ class Costate:
         """Transposes the steps of a stretch of graphs at once; they serve again if `retain`."""
         run, n = self._run, len(self._y0)
         grad = (*self._grad_y, *(self._grad_carry or ()))
-        found = pull(graphs, stretch, grad, self._labels, len(run.times) - 1, retain)
+        found = pull(graphs, stretch, grad, self._labels, retain)
         run.field.transposes += stretch.evaluations
         filled = tuple(
             torch.zeros_like(x) if g is None else g

@@ -20,8 +20,8 @@ from odegrad.sweeps.fingerprint import Fingerprint
 from odegrad.sweeps.graphs import Graphs
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import Sink, salvaging, sink
-from odegrad.sweeps.run import Run
-from odegrad.sweeps.steps import Accepted, Landings, fixed_grid, number, steps
+from odegrad.sweeps.run import Landings, Run
+from odegrad.sweeps.steps import Accepted, fixed_grid, number, read, steps
 from odegrad.sweeps.store import StateStore
 from odegrad.sweeps.tape import Tape
 
@@ -83,6 +83,8 @@ def replay(run: Run, clock: Clock, y: Leaves, p: Leaves, start: Time) -> Leaves:
         if clock.n_steps:
             carry = run.scheme.init(run.field, start, y, p)
             for accepted in steps(run, clock, 0, clock.n_steps, y, carry, p):
+                for j, inside in read(run, accepted, p):
+                    outputs.put(j, inside)
                 if accepted.landing is not None:
                     outputs.put(accepted.landing, accepted.step.y)
         return outputs.result()
@@ -121,7 +123,7 @@ class _Walk:
             carry = run.scheme.init(run.field, landings[0], y, p) if len(run.times) > 1 else ()
         self._state = (y, carry)
         if run.grid is not None:
-            self._march = steps(run, Clock(run.grid, landings), 0, run.grid.n_steps, y, carry, p)
+            self._march = steps(run, run.clock(landings), 0, run.grid.n_steps, y, carry, p)
         else:
             self._march = adaptive_steps(run, y, carry, p, landings)
 
@@ -151,7 +153,7 @@ class _Walk:
         timed = any(isinstance(t, Tensor) for t in self._times)
         times = tuple(t for t in self._times if isinstance(t, Tensor)) if timed else None
         run = self._run
-        return Graphs(self._p, times, run.monitor is not None, run.field.autocast[2])
+        return Graphs(self._p, times, run.landed, run.monitor is not None, run.field.autocast[2])
 
     def follow(self, checkpoints: Checkpoints) -> None:
         """Does what the schedule says, as far as the solve goes."""
@@ -235,8 +237,13 @@ class _Walk:
     def _accept(self, accepted: Accepted, graphs: Graphs | None) -> None:
         run, step = self._run, accepted.step
         self._state, self._n = (step.y, step.carry), accepted.n + 1
+        before = run.field.evaluations
+        inside = read(run, accepted, self._p)
         if graphs is not None:
-            self._state = graphs.put(accepted)
+            graphs.count(run.field.evaluations - before)
+            self._state = graphs.put(accepted, inside)
+        for j, y in inside:
+            self._outputs.put(j, y)
         run.stats.accepted += 1
         if accepted.landing is not None:
             self._landed = accepted.landing

@@ -8,7 +8,8 @@ cotangents of outputs inside the stretch join as those of further ends of the gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -50,7 +51,8 @@ class Stretch:
 
     Attributes:
         inputs: The state and carry at its start: leaves. The first stretch begins without a carry.
-        first: The last landing before its first step, or at it.
+        first: The last time before its first step, or at it, that steps landed on.
+        last: The first time after its last step, or at it, that steps land on.
         outputs: The state and carry at its end.
         landings: The landings inside it or at its end, and the states there.
         evaluations: How many evaluations of f are on the graph.
@@ -60,6 +62,7 @@ class Stretch:
 
     inputs: Leaves
     first: int
+    last: int = 0
     outputs: Leaves = ()
     landings: list[tuple[int, Leaves]] = field(default_factory=list[tuple[int, Leaves]])
     evaluations: int = 0
@@ -73,6 +76,7 @@ class Graphs:
     Arguments:
         p: The tensors that f reads, as leaves; those that require grad get a cotangent.
         times: The landing times as leaves if they are to get cotangents, else None.
+        landed: Which of the times steps land on.
         watched: Whether someone watches the backward sweep, and has to be shown the states.
         autocast: Whether f is evaluated under autocast.
         meter: Measures the graphs; None for one of its own.
@@ -82,12 +86,14 @@ class Graphs:
         self,
         p: Leaves,
         times: Leaves | None,
+        landed: Sequence[int],
         watched: bool,
         autocast: bool,
         meter: Meter | None = None,
     ) -> None:
         self.p, self.times, self._watched, self._autocast = p, times, watched, autocast
         self._stretches: list[Stretch] = []
+        self._landed, self._stop = landed, 0  # where steps land; where they have landed last
         self._meter, self._n_steps = meter or Meter(p), 0
         self._whole = True
 
@@ -100,14 +106,20 @@ class Graphs:
         """Begins a stretch at `state`, which it returns as leaves."""
         leaves = tuple(x.detach().requires_grad_() for x in state)
         self._stretches.append(Stretch(leaves, first))
+        self._stop = first
         return leaves
 
     def count(self, evaluations: int) -> None:
         """Notes evaluations of f on the graph of the current stretch."""
         self._stretches[-1].evaluations += evaluations
 
-    def put(self, accepted: Accepted) -> State:
-        """Takes in a step of the current stretch; returns the state and carry to go on from."""
+    def put(self, accepted: Accepted, inside: Sequence[tuple[int, Leaves]]) -> State:
+        """Takes in a step of the current stretch; returns the state and carry to go on from.
+
+        Arguments:
+            accepted: The step.
+            inside: The states that were read inside it, with the numbers of their times.
+        """
         stretch, step = self._stretches[-1], accepted.step
         if self._watched:
             t, dt, y = number(accepted.t), number(accepted.dt), accepted.y
@@ -115,15 +127,18 @@ class Graphs:
         stretch.steps += 1
         stretch.evaluations += accepted.evaluations
         stretch.outputs = (*step.y, *step.carry)
+        stretch.landings += inside
         if accepted.landing is not None:
             stretch.landings.append((accepted.landing, step.y))
+            self._stop = stretch.last = accepted.landing
+        else:
+            stretch.last = self._landed[bisect_right(self._landed, self._stop)]
         self._n_steps += 1
         self._meter.measure(stretch.outputs)
         half = in_half((*step.y, *self.p), self._autocast)
         if stretch.steps < stretch_length(self._meter.nodes, half):
             return step.y, step.carry
-        last = stretch.landings[-1][0] if stretch.landings else stretch.first
-        leaves = self.open(stretch.outputs, last)
+        leaves = self.open(stretch.outputs, self._stop)
         return leaves[: len(step.y)], leaves[len(step.y) :]
 
     def backwards(self, retain: bool) -> Iterator[Stretch]:
@@ -157,7 +172,7 @@ class Pulled(NamedTuple):
 
 
 def pull(
-    graphs: Graphs, stretch: Stretch, grad: OptionalLeaves, labels: Direct, last: int, retain: bool
+    graphs: Graphs, stretch: Stretch, grad: OptionalLeaves, labels: Direct, retain: bool
 ) -> Pulled:
     """Transposes the steps of a stretch.
 
@@ -166,7 +181,6 @@ def pull(
         stretch: The stretch.
         grad: The cotangents of its outputs, as many as there are; None is zero.
         labels: The cotangents that reach the states at landing times directly.
-        last: The number of the last landing.
         retain: Whether the graph will be pulled back again.
 
     Raises:
@@ -175,7 +189,7 @@ def pull(
     wanted = [i for i, x in enumerate(graphs.p) if x.requires_grad]
     touched = range(0)
     if graphs.times is not None:
-        touched = range(stretch.first, min(stretch.first + len(stretch.landings) + 1, last) + 1)
+        touched = range(stretch.first, stretch.last + 1)
     times = [] if graphs.times is None else [graphs.times[j] for j in touched]
     inputs = [*stretch.inputs, *times, *(graphs.p[i] for i in wanted)]
     found = _pull(stretch, inputs, grad, labels, retain)

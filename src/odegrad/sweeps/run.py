@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+
+from torch import Tensor
 
 from odegrad.errors import MissingDependencyError
 from odegrad.field import VectorField
-from odegrad.grid import Grid
+from odegrad.grid import Clock, Grid, Stops
 from odegrad.labelloss import LabelLoss
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
@@ -23,9 +25,12 @@ from odegrad.sweeps.stats import Stats, StepInfo
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["Monitor", "Run", "Witness"]
+__all__ = ["Landings", "Monitor", "Run", "Witness"]
 
 T = TypeVar("T")
+
+Landings: TypeAlias = tuple[float, ...] | Tensor | Leaves
+"""Times of outputs: floats; or a float64 tensor or its entries, on whose graph the steps then are."""
 
 
 class Monitor:
@@ -140,6 +145,7 @@ class Run:
         fingerprints: If so, the last states that a backward sweep will arrive at again, by number.
         kinks: The landings across which the solution is not smooth.
         labels: Which of the user's times each landing is, or None for a breakpoint; if None, all are.
+        stops: Which of `times` steps land on; the others are read inside steps. If None, on all.
     """
 
     field: VectorField
@@ -161,10 +167,20 @@ class Run:
     fingerprints: dict[int, Fingerprint] = dataclasses.field(default_factory=dict[int, Fingerprint])
     kinks: tuple[int, ...] = ()
     labels: tuple[int | None, ...] | None = None
+    stops: Stops | None = None
 
     def label(self, j: int) -> int | None:
         """Which of the user's times landing j is, or None for a breakpoint."""
         return j if self.labels is None else self.labels[j]
+
+    @property
+    def landed(self) -> Sequence[int]:
+        """The numbers of the times that steps land on."""
+        return range(len(self.times)) if self.stops is None else self.stops.at
+
+    def clock(self, times: Landings | None = None, grid: Grid | None = None) -> Clock:
+        """The steps of the accepted grid, or of another, at the times or what stands for them."""
+        return Clock(grid or self.accepted_grid, self.times if times is None else times, self.stops)
 
     @property
     def accepted_grid(self) -> Grid:

@@ -13,19 +13,16 @@ from odegrad.replay import Snapshot
 from odegrad.schemes.base import Step
 from odegrad.state import Leaves, Time
 from odegrad.stepsize import FixedStepSize, shared_number
-from odegrad.sweeps.run import Run
+from odegrad.sweeps.run import Landings, Run
 
-__all__ = ["Accepted", "Landings", "State", "Walk", "fixed_grid", "number", "steps", "take"]
-
-Landings: TypeAlias = tuple[float, ...] | Tensor | Leaves
-"""Landing times: floats, or a float64 tensor or its entries, on whose graph the steps' times then are."""
+__all__ = ["Accepted", "Landings", "State", "Walk", "fixed_grid", "number", "read", "steps", "take"]
 
 State: TypeAlias = tuple[Leaves, Leaves]
 """A state and the carry with it."""
 
 
 class Accepted(NamedTuple):
-    """An accepted step: its number, where it began, and what came out."""
+    """An accepted step: its number, where it began, what came out, and where it is read inside."""
 
     n: int
     t: Time
@@ -36,6 +33,7 @@ class Accepted(NamedTuple):
     step: Step
     evaluations: int
     landing: int | None
+    reads: tuple[tuple[int, Time], ...] = ()
 
 
 Walk: TypeAlias = Generator[Accepted, State | None, None]
@@ -48,10 +46,10 @@ def fixed_grid(run: Run, stepsize: FixedStepSize) -> Grid:
     Raises:
         MaxStepsError: If it has more than `run.max_steps` steps.
     """
-    times = run.times
+    times = [run.times[j] for j in run.landed]
     stepsize.check(len(times) - 1)
     segments: list[Segment] = [
-        stepsize.segment(j, times[j], times[j + 1], run.eps) for j in range(len(times) - 1)
+        stepsize.segment(k, times[k], times[k + 1], run.eps) for k in range(len(times) - 1)
     ]
     grid = Grid(tuple(segments))
     if run.max_steps is not None and grid.n_steps > run.max_steps:
@@ -72,7 +70,9 @@ def steps(
         snapshot, before = field.snapshot(), field.evaluations
         step = take(run, n, t, dt, y, carry, p)
         count = field.evaluations - before
-        sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, clock.landing(n))
+        sent = yield Accepted(
+            n, t, dt, y, carry, snapshot, step, count, clock.landing(n), clock.reads(n)
+        )
         y, carry = sent or (step.y, step.carry)
 
 
@@ -84,6 +84,15 @@ def take(run: Run, n: int, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leave
         start, length = (shared_number(x) if isinstance(x, Tensor) else x for x in (t, dt))
         annotate(error, f"at t = {start:.6g}, step {n}, which is {length:.3g} long")
         raise
+
+
+def read(run: Run, accepted: Accepted, p: Leaves) -> list[tuple[int, Leaves]]:
+    """The states at the times inside an accepted step, with their numbers."""
+    if not accepted.reads:
+        return []
+    numbers, times = zip(*accepted.reads, strict=True)
+    found = run.scheme.read(run.field, accepted.t, accepted.dt, accepted.y, accepted.step, p, times)
+    return list(zip(numbers, found, strict=True))
 
 
 def number(t: Time) -> float:

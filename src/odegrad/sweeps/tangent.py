@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odegrad.grid import Clock
 from odegrad.state import Leaves
 from odegrad.sweeps.forward import replay
 from odegrad.sweeps.run import Run
@@ -49,7 +48,7 @@ def tangent(
             given[i] = x
         y0, p, landings = tuple(given[:n_y]), tuple(given[n_y:-1]), given[-1]
         times = landings if timed else run.times
-        clock = Clock(run.accepted_grid, times)
+        clock = run.clock(times)
         return run.field.bound(p, lambda: replay(run, clock, y0, p, times[0]))
 
     with torch.no_grad():
