@@ -182,8 +182,8 @@ MUTANTS = [
     Mutant(
         "graphs: a stretch begins at the wrong landing",
         "sweeps/graphs.py",
-        "last = stretch.landings[-1][0] if stretch.landings else stretch.first",
-        "last = stretch.first",
+        "leaves = self.open(stretch.outputs, self._stop)",
+        "leaves = self.open(stretch.outputs, stretch.first)",
         "tests/test_kept_graphs.py",
     ),
     Mutant(
@@ -218,8 +218,8 @@ MUTANTS = [
     Mutant(
         "the cotangent of a step's end joins its start",
         "grid.py",
-        "((j, 1.0 - start, -width), (j + 1, start, width))",
-        "((j, 1.0 - start, -width), (j, start, width))",
+        "weights = (1.0 - start, -width), (start, width)",
+        "weights = (1.0 - start, -width), (0.0, width)",
         "tests/test_grid.py",
     ),
     # The field.
@@ -387,6 +387,21 @@ MUTANTS = [
         "if all(abs(t - b) > near for t in times)]",
         "]",
         "tests/test_breakpoints.py",
+    ),
+    # Dense output.
+    Mutant(
+        "a read state forgets that its place in the step depends on the step's length",
+        "schemes/dense.py",
+        " - x * rate",
+        "",
+        "tests/test_dense.py",
+    ),
+    Mutant(
+        "of several states read in a step the slopes see the last one",
+        "schemes/dense.py",
+        "found[i] = add(found[i], _scaled",
+        "found[i] = add(None, _scaled",
+        "tests/test_dense.py",
     ),
     # Half precision.
     Mutant(

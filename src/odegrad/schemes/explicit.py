@@ -78,7 +78,10 @@ class ExplicitRungeKutta(Scheme):
     def __init_subclass__(cls) -> None:
         cls.order = cls.tableau.order
         cls.error_order = cls.tableau.error_order
-        cls.interpolant = cls.__dict__.get("interpolant") or default_interpolant(cls.tableau)
+        if "tableau" in cls.__dict__ and "interpolant" not in cls.__dict__:
+            inherited = cls.interpolant
+            if inherited is None or not inherited.fits(cls.tableau):
+                cls.interpolant = default_interpolant(cls.tableau)
         if cls.interpolant is not None:
             cls.interpolant.check(cls.tableau)
 

@@ -88,6 +88,14 @@ class Interpolant:
                             f"{n} vertices fails for x^{m}"
                         )
 
+    def fits(self, tableau: Tableau) -> bool:
+        """Whether it belongs to a tableau, as `check` says."""
+        try:
+            self.check(tableau)
+        except InvalidValueError:
+            return False
+        return True
+
     def weights(self, x: Time) -> list[Time]:
         """β_i(x)."""
         return [polynomial(row, x) for row in self.beta]

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from odegrad.compat.torchdiffeq.errors import MethodNotAvailableError
-from odegrad.errors import InvalidValueError
+from odegrad.errors import InvalidValueError, warn
 from odegrad.schemes import (
     RK38,
+    AdamsBashforth,
+    AdamsBashforthMoulton,
     AdaptiveHeun,
     Bosh3,
     Dopri5,
@@ -98,16 +100,28 @@ class Method:
 _ADAMS = frozenset({"implicit", "max_iters", "max_order"})
 
 
-def _adams(nearest: str) -> Callable[..., Scheme]:
-    """An Adams method, not here yet: replace the entry in the table below."""
+MOST, LEAST = 12, 4
+"""The highest order of Adams methods, and that below which torchdiffeq takes one-step methods."""
 
-    def missing(**options: Any) -> Scheme:
-        del options
-        raise MethodNotAvailableError(
-            f"multistep methods are not available yet; the nearest method is {nearest!r}"
-        )
 
-    return missing
+def _bashforth(max_order: int = MOST, **options: Any) -> Scheme:
+    """Adams–Bashforth: two steps of the 3/8 rule, then a slope more each step, up to max_order − 1."""
+    del options
+    order = min(max_order, MOST)
+    if order < LEAST:
+        warn(f"max_order is below {LEAST}, so the solver reduces to `rk4`.")
+        return RK38()
+    return AdamsBashforth(order - 1, RK38(), 2)
+
+
+def _moulton(
+    max_order: int = MOST, max_iters: int = 4, implicit: bool = True, **options: Any
+) -> Scheme:
+    """Adams–Bashforth–Moulton, with all of the `max_iters` corrections at every step."""
+    order = min(max_order, MOST)
+    if order < LEAST or not implicit or max_iters < 1:
+        return _bashforth(max_order, **options)
+    return AdamsBashforthMoulton(order, RK38(), 2, corrections=max_iters)
 
 
 _METHODS = {
@@ -122,9 +136,9 @@ _METHODS = {
     "heun2": Method("Heun2", Heun),
     "heun3": Method("Heun3", Heun3),
     "rk4": Method("RK4", RK38),
-    "explicit_adams": Method("AdamsBashforth", _adams("rk4"), keys=_ADAMS),
-    "implicit_adams": Method("AdamsBashforthMoulton", _adams("rk4"), keys=_ADAMS),
-    "fixed_adams": Method("AdamsBashforthMoulton", _adams("rk4"), keys=_ADAMS),
+    "explicit_adams": Method("AdamsBashforth", _bashforth, keys=_ADAMS),
+    "implicit_adams": Method("AdamsBashforthMoulton", _moulton, keys=_ADAMS),
+    "fixed_adams": Method("AdamsBashforthMoulton", _moulton, keys=_ADAMS),
 }
 
 _SCIPY = {
