@@ -170,15 +170,16 @@ class Rehearsal:
 
     def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
+        # Four steps have to be taken again in a row: what they hold does not grow any more then.
+        again = 4
         if keep is None:
-            # Up to four steps are taken again in a row: what they hold does not grow any more then.
             checkpoints, n = (Rewind(), 5) if kind.shape == "rewind" else (Binomial(1), 6)
             return Needs(0, work=self._beyond_states(checkpoints, n)[0])
         makes: dict[str, Callable[[int], tuple[Checkpoints, int]]] = {
             "all": lambda m: (StoreAll(keep), m),
             "starts": lambda m: (Every(m, keep), 3 * m),
             # One stored state, from which steps are taken again before those of a block are.
-            "block": lambda m: (Blockwise(Binomial(1), m, keep), (6 if m == k else 3) * m),
+            "block": lambda m: (Blockwise(Binomial(1), m, keep), m * max(3, 2 - -again * k // m)),
         }
         found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, 2, *lengths)}
         (first, ahead), (second, further) = (found[m] for m in lengths)
