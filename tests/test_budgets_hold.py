@@ -115,6 +115,27 @@ def test_the_row_of_a_scheme_with_few_stages(scheme: Any) -> None:
     assert plan.row_bytes >= saved * y0.nbytes
 
 
+@pytest.mark.parametrize("scheme", [odegrad.Heun(), ALF(), Reversible(odegrad.Heun())])
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_short_blocks_with_a_streamed_loss(scheme: Any, length: int) -> None:
+    """Of few states many steps are taken again in a row; single numbers count, too."""
+    y0 = torch.zeros(SHAPE, requires_grad=True)
+    options: dict[str, Any] = {
+        "scheme": scheme,
+        "stepsize": Steps(1),
+        "loss_at": lambda j, y: y.square().sum(),
+        "gradient": Discrete(Blockwise(odegrad.Binomial(2), length, Keep.GRAPH)),
+    }
+    ts, f = torch.linspace(0.0, 1.0, 31), FIELDS["saves nothing"]
+    plan = odegrad.plan(f, y0, ts, show=False, **options)
+
+    def gradient() -> None:
+        odegrad.solve(f, y0, ts, **options).loss.backward()  # pyright: ignore
+        y0.grad = None
+
+    assert peak(gradient) <= plan.peak_bytes  # pyright: ignore
+
+
 def test_a_cold_planner_keeps_to_the_budget() -> None:
     """What takes too much is not rehearsed."""
     net = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16))
@@ -132,6 +153,32 @@ def test_a_cold_planner_keeps_to_the_budget() -> None:
     y0.grad = None
     rehearsal._KNOWN.clear()
     assert peak_bytes(gradient, CPU) <= memory
+
+
+def test_what_is_used_again_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many solves with one f, those that were not used for the longest time are forgotten."""
+    measured: list[Any] = []
+    honest = rehearsal.Rehearsal._measured
+
+    def counted(self: Any, *kind: Any) -> Any:
+        measured.append(self.run.scheme)
+        return honest(self, *kind)
+
+    monkeypatch.setattr(rehearsal.Rehearsal, "_measured", counted)
+    y0, f = torch.zeros(SHAPE, requires_grad=True), lambda t, y: SMALL(y).tanh()
+
+    def plan(scheme: Any) -> None:
+        memory, steps = Discrete(memory="300KiB"), Steps(20)
+        odegrad.plan(f, y0, [0.0, 1.0], scheme=scheme, stepsize=steps, gradient=memory, show=False)
+
+    plan(odegrad.RK4())
+    once = measured.count(odegrad.RK4())
+    assert once > 0
+    for scheme in SCHEMES * 2:
+        plan(scheme)
+        plan(odegrad.RK4())
+    assert len(measured) > rehearsal._MOST_KNOWN  # some were forgotten
+    assert measured.count(odegrad.RK4()) == once
 
 
 def test_budgets_under_transforms() -> None:

@@ -132,12 +132,19 @@ class Rehearsal:
         if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
             lengths = (4, 5) if 6 * self.step_graph <= self._budget else (2, 3)
         key = (self._key, kind, lengths, self.is_dense)
-        found = self._found.get(key) or self._results.get(key)
+        found = self._found.get(key) or self._recalled(key)
         if found is None:
             self._found[key] = found = self._measured(kind, lengths)
             # Under a profiler it was not seen by the same means.
             if compiled or not torch.autograd._profiler_enabled():  # pyright: ignore
                 self._remember(key, found)
+        return found
+
+    def _recalled(self, key: Hashable) -> Needs | None:
+        """What is remembered, as what was used last: the rest is forgotten first."""
+        found = self._results.pop(key, None)
+        if found is not None:
+            self._results[key] = found
         return found
 
     def _remember(self, key: Hashable, found: Needs) -> None:
@@ -148,7 +155,7 @@ class Rehearsal:
     def _remembered(self, what: str, measure: Callable[[], Needs]) -> Needs:
         """Something that is measured once."""
         key = (self._key, what)
-        if key not in self._results:
+        if self._recalled(key) is None:
             self._remember(key, measure())
         return self._results[key]
 
