@@ -1,0 +1,257 @@
+"""The search for the steps of each sample: adaptive, without gradients.
+
+One attempt is one step of the whole batch, t and h being of shape [B]. Each sample accepts or rejects it
+for itself, as `odegrad.sweeps.adaptive` does: the numbers that are kept there in Python are float64
+tensors of shape [B] here, and every `if` is a `torch.where`. A sample that is at its end, or has failed,
+sits out. Nothing is differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from odegrad.errors import (
+    MaxStepsError,
+    NonFiniteDerivativeError,
+    RejectStep,
+    SolveError,
+    StepTooSmallError,
+    annotate,
+)
+from odegrad.samplegrid import SampleGrid
+from odegrad.state import Leaves
+from odegrad.stepsize import PID
+from odegrad.stepsize.persample import judge, sample_norms
+from odegrad.stepsize.pid import starting_size
+from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
+from odegrad.sweeps.samples.batch import SampleRun
+from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.tape import SampleTape
+
+__all__ = ["search"]
+
+_CAUTIOUS = 1e-3
+"""The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
+
+
+def search(
+    run: SampleRun, y: Leaves, p: Leaves, outputs: Buffers, tape: SampleTape | None
+) -> SampleGrid:
+    """Finds the steps of each sample; those that failed are in `run.failures`, and have none.
+
+    Arguments:
+        run: The solve.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+        outputs: Takes in the states at the landing times.
+        tape: Takes in the states before all steps, or None.
+    """
+    with torch.no_grad():
+        march = _March(run, y, p)
+        while bool(march.active.any()):
+            if tape is not None:
+                tape.put(march.accepted, (*march.y, *march.carry))
+            march.attempt(outputs, tape)
+        run.stats.tell(march.accepted, march.rejected_steps)
+        return march.grid()
+
+
+class _March:
+    """Where the samples are."""
+
+    def __init__(self, run: SampleRun, y: Leaves, p: Leaves) -> None:
+        control, order = run.stepsize, run.scheme.error_order
+        assert isinstance(control, PID)
+        assert order is not None
+        self._run, self._control, self._order, self._p = run, control, order, p
+        self._scheme, size = run.persample(y), run.n_samples
+        self._times = run.landings
+        self._last_segment = self._times.shape[1] - 1
+        self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
+        self._all = torch.arange(size)
+        # Per sample: the segment, what of it is done, what the controller remembers.
+        self._j = torch.zeros(size, dtype=torch.int64)
+        self._sigma = torch.zeros(size, dtype=torch.float64)
+        self._last = torch.ones(size, dtype=torch.float64)
+        self._before = torch.ones(size, dtype=torch.float64)
+        self._rejected = torch.zeros(size, dtype=torch.bool)
+        self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
+        self.active = torch.full((size,), self._last_segment > 0)
+        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.y, self.carry = y, Leaves(())
+        self._h = torch.ones_like(self._sigma)
+        if size and self._last_segment:
+            self._h = self._first_size()
+            start = self._times[:, 0].contiguous()
+            self.carry = self._scheme.init(run.field, start, y, p)
+
+    def _first_size(self) -> Tensor:
+        """The size of the first attempt of each sample."""
+        control, run = self._control, self._run
+        if control.dt0 is not None:
+            return torch.full_like(self._sigma, control.dt0)
+        device = self.y[0].device
+        start = self._times[:, 0].to(device)
+        direction = torch.where(self._times[:, -1] < self._times[:, 0], -1.0, 1.0).to(start)
+
+        def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
+            return sample_norms(control, x, y0, y1)
+
+        try:
+            h = starting_size(run.field, norm, run.scheme.order, start, direction, self.y, self._p)
+        except RejectStep:
+            h = _CAUTIOUS * self._extent
+        return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
+
+    def attempt(self, outputs: Buffers, tape: SampleTape | None) -> None:
+        """One step of all samples that are active."""
+        run, control = self._run, self._control
+        start = self._times[self._all, self._j]
+        span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
+        length = span.abs()
+        size, left = self._h.clamp(max=control.dt_max), length * (1.0 - self._sigma)
+        lands = size >= left * (1.0 - 1e-10)
+        following = torch.where(lands, 1.0, self._sigma + size / length)
+        width = following - self._sigma
+        t, dt, taken = start + span * self._sigma, span * width, length * width
+        run.stats.rounds += 1
+        y, ratio = self._take(t, dt.masked_fill(~self.active, float("nan")), tape)
+        judged = judge(control, ratio, self._last, self._before, self._rejected, self._order)
+        accept = judged.accept & self.active
+        moved = accept & (taken > 0.0)
+        self._rows.append((accept, self._j, self._sigma, width))
+
+        # What `odegrad.sweeps.adaptive` does after a step that is accepted, and after one that is not.
+        h, proposed = self._h, taken * judged.factor
+        floor = proposed.clamp(min=control.dt_min)
+        retried = torch.where(torch.minimum(size, taken) > control.dt_min, floor, proposed)
+        cut = lands & (left < h) & ~self._rejected
+        grown = torch.where(cut, torch.maximum(h, floor), floor)
+        self._h = torch.where(accept, torch.where(moved, grown, h), retried)
+        self._before = torch.where(moved, self._last, self._before)
+        self._last = torch.where(moved, judged.last, self._last)
+        self._rejected = torch.where(moved, False, self._rejected | ~accept)
+        self._accept(accept, y)
+        landed = accept & lands
+        stuck = self._stuck(t, landed)
+        self._sigma = torch.where(accept, torch.where(lands, 0.0, following), self._sigma)
+        if bool(landed.any()):
+            b = landed.nonzero().squeeze(1)
+            self._j = self._j + landed
+            outputs.put(self._j[b], b, self.y)
+            self.active = self.active & (self._j < self._last_segment)
+        if bool(stuck.any()):
+            self._look(stuck, t, taken, ratio)
+        if run.monitor is not None and bool(accept.any()):
+            dt = dt.masked_fill(~accept, float("nan"))
+            run.monitor.step("forward", run.stats.rounds - 1, t, dt, self.y, run.stats)  # pyright: ignore
+
+    def _take(
+        self, t: Tensor, dt: Tensor, tape: SampleTape | None
+    ) -> tuple[tuple[Leaves, Leaves] | None, Tensor]:
+        """State and carry after a step, if there is one, and its error ratios."""
+        run, n = self._run, self._run.field.n_state
+        try:
+            step = self._scheme.attempt(run.field, t, dt, self.y, self.carry, self._p)
+        except RejectStep:
+            return None, torch.full_like(t, math.inf)
+        except Exception as error:
+            annotate(error, f"in round {run.stats.rounds - 1} of a solve with batch=0")
+            raise
+        assert step.error is not None
+        if tape is not None:
+            tape.put_slopes(self.accepted, step.dense)
+        ratio = sample_norms(self._control, step.error[:n], self.y[:n], step.y[:n])
+        return (step.y, step.carry), ratio.to(device="cpu", dtype=torch.float64)
+
+    def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves] | None) -> None:
+        self.accepted = self.accepted + accept
+        self.rejected_steps = self.rejected_steps + (self.active & ~accept)
+        if after is None:
+            return
+        if bool(accept.all()):
+            self.y, self.carry = after
+            return
+        device = self.y[0].device
+        mask = accept.to(device)
+        self.y = _choose(mask, after[0], self.y)
+        self.carry = _choose(mask, after[1], self.carry)
+
+    # Failures.
+
+    def _stuck(self, t: Tensor, landed: Tensor) -> Tensor:
+        """The samples that have to be looked at: the next step is very small, or there were many."""
+        limit = self._run.max_steps or DEFAULT_MAX_STEPS
+        extent = torch.maximum(t.abs(), self._extent)
+        # A little larger than what is too small, which is looked at exactly.
+        tiny = (extent * (16.0 * torch.finfo(torch.float64).eps)).clamp(min=self._control.dt_min)
+        many = self.accepted + self.rejected_steps >= limit
+        return self.active & ~landed & ((self._h < tiny) | many)
+
+    def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
+        """Samples that cannot go on fail."""
+        run, failed = self._run, False
+        for b in stuck.nonzero().squeeze(1).tolist():
+            error = self._obstacle(b, float(t[b]), float(taken[b]), float(ratio[b]))
+            if error is not None:
+                run.stats.tell(self.accepted, self.rejected_steps)
+                run.fail(b, error)
+                self.active[b] = False
+                failed = True
+        if failed:
+            self._scheme = run.persample(self._scheme.y0)
+
+    def _obstacle(self, b: int, t: float, taken: float, ratio: float) -> SolveError | None:
+        """Why sample b cannot go on after an attempt at t of this length, if it cannot."""
+        control, h = self._control, float(self._h[b])
+        accepted, rejected = int(self.accepted[b]), int(self.rejected_steps[b])
+        where = f"sample {b} of the batch: at t = {t:.6g} after {accepted} accepted steps"
+        smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), float(self._extent[b]))))
+        if h < smallest and not math.isfinite(ratio):
+            return NonFiniteDerivativeError(
+                f"{where}, f gives NaN or infinity near the solution, or raises RejectStep, even for a "
+                f"step of {taken:.3g}. The solution may blow up here, or leave the domain of f; check f "
+                'at this point, or go on without this sample: on_failure="nan"'
+            )
+        if h < smallest:
+            return StepTooSmallError(
+                f"{where}, the error control asks for a step of {h:.3g}, below {smallest:.3g} (error / "
+                f"tolerance = {ratio:.3g}). f may be stiff or singular here, or the tolerances are below "
+                'what it can resolve: raise them, or go on without this sample: on_failure="nan"'
+            )
+        if accepted + rejected >= (self._run.max_steps or DEFAULT_MAX_STEPS):
+            return MaxStepsError(
+                f"{where} and {rejected} rejected ones, its end at t = {float(self._times[b, -1]):.6g} is "
+                f"not reached; the last step was {taken:.3g}. Raise max_steps or the tolerances; if the "
+                "steps are tiny, the problem may be stiff"
+            )
+        return None
+
+    def grid(self) -> SampleGrid:
+        """The accepted steps."""
+        size, counts = self._run.n_samples, self.accepted
+        n = int(counts.max()) if size else 0
+        parts = (
+            torch.zeros((n, size), dtype=torch.int64),
+            torch.zeros((n, size), dtype=torch.float64),
+            torch.zeros((n, size), dtype=torch.float64),
+        )
+        if self._rows:
+            accept, *columns = (torch.stack(x) for x in zip(*self._rows, strict=True))
+            number = accept.cumsum(0) - 1
+            place = (number[accept], self._all.expand_as(accept)[accept])
+            for part, column in zip(parts, columns, strict=True):
+                part[place] = column[accept]
+        grid = SampleGrid(*parts, counts, self._last_segment)
+        return grid.without(self._run.failed) if self._run.failures else grid
+
+
+def _choose(mask: Tensor, new: Leaves, old: Leaves) -> Leaves:
+    """`new` where the mask is set, else `old`."""
+    return tuple(
+        torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        for a, b in zip(new, old, strict=True)
+    )
