@@ -91,14 +91,15 @@ def loss(ys: Tensor) -> Tensor:
         (odegrad.Tsit5(), PID),
         (odegrad.Dopri5(), odegrad.PID(rtol=1e-6, atol=0.0, p=0.2, i=0.3, d=0.05)),
         (odegrad.CashKarp(), odegrad.PID(rtol=1e-4, atol=1e-6, dt0=1.0, dt_max=0.4)),
-        (odegrad.ALF(), odegrad.PID(rtol=1e-2, atol=1e-2, dt_min=1e-3)),
+        (odegrad.ALF(), odegrad.PID(rtol=1e-2, atol=1e-2, dt_min=1e-5)),
         (odegrad.RK4(), odegrad.Fixed(0.3)),
         (odegrad.ReversibleHeun(), odegrad.Steps(4)),
     ],
     ids=lambda x: type(x).__name__,
 )
 def test_each_sample_takes_the_steps_that_it_takes_alone(scheme, stepsize, per_sample):
-    case = Stiffness(per_sample=per_sample)
+    adaptive = isinstance(stepsize, odegrad.PID)
+    case = Stiffness(most=8.0 if adaptive else 1.0, per_sample=per_sample)
     sol = case.solve(scheme=scheme, stepsize=stepsize)
     found = case.gradient(sol)
     expected = torch.zeros(()), torch.zeros(()), torch.zeros(())
@@ -112,7 +113,7 @@ def test_each_sample_takes_the_steps_that_it_takes_alone(scheme, stepsize, per_s
     assert relative(found, expected) < 1e-13
     assert sol.stats.accepted == int(sol.stats.accepted_by_sample.sum())
     assert sol.status == (odegrad.Status.SUCCESS,) * len(case.y0)
-    if isinstance(stepsize, odegrad.PID):
+    if adaptive:
         assert len(set(sol.stats.accepted_by_sample.tolist())) > 2
         assert sol.stats.rejected > 0
 
@@ -151,7 +152,7 @@ def test_gradient_of_the_default_takes_no_step_twice():
 @pytest.mark.parametrize("stepsize", [PID, odegrad.Fixed(0.25)], ids=["PID", "Fixed"])
 @pytest.mark.parametrize("checkpoints", POLICIES, ids=str)
 def test_every_schedule_equals_tape(checkpoints, stepsize, per_sample):
-    case = Stiffness(per_sample=per_sample)
+    case = Stiffness(most=8.0 if stepsize is PID else 1.0, per_sample=per_sample)
     sol = case.solve(stepsize=stepsize, gradient=odegrad.Discrete(checkpoints))
     found = case.gradient(sol)
     oracle = case.solve(stepsize=sol.grid, gradient=odegrad.Tape())
@@ -321,7 +322,7 @@ def test_equal_neighbours(gradient):
 
 
 def test_times_as_lists():
-    case = Stiffness(2)
+    case = Stiffness(2, most=0.5)
     lists = odegrad.solve(van_der_pol, case.y0, [[0, 1], [2, 1]], (case.mu,), batch=0)
     tensor = torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=F64)
     assert torch.equal(lists.ys, odegrad.solve(van_der_pol, case.y0, tensor, (case.mu,), batch=0).ys)
@@ -427,7 +428,7 @@ def test_second_derivatives_and_transforms():
         sol = case.solve(gradient=gradient, stepsize=grid)
         first = torch.autograd.grad(loss(sol.ys), case.inputs, create_graph=True)
         total = sum((g * g).sum() for g in first)
-        return list(torch.autograd.grad(total, case.inputs))
+        return [g.detach() for g in torch.autograd.grad(total, case.inputs)]
 
     grid = case.solve().grid
     assert relative(gradient_of(odegrad.Discrete(), grid), gradient_of(odegrad.Tape(), grid)) < 1e-11
@@ -436,7 +437,7 @@ def test_second_derivatives_and_transforms():
         return loss(odegrad.solve(van_der_pol, case.y0, case.ts, (mu,), stepsize=PID, batch=0).ys)
 
     found = torch.func.grad(value)(case.mu.detach())
-    assert relative([found], [case.gradient(case.solve())[1]]) < 1e-13
+    assert relative([found.detach()], [case.gradient(case.solve())[1]]) < 1e-13
 
 
 # Samples that fail.
@@ -503,7 +504,7 @@ def test_a_sample_that_fails_on_a_fixed_grid(gradient):
     def f(t, y, w):
         return torch.where(y > 0, y**3, y) * w * w
 
-    rows = [[-1.0], [3.0], [-0.5]]
+    rows = [[-1.0], [0.4], [-0.5]]
     y0 = torch.tensor(rows, dtype=F64, requires_grad=True)
     w = torch.tensor(1.1, dtype=F64, requires_grad=True)
     ts = [0.0, 1.0, 2.0, 9.0]

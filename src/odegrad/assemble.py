@@ -30,6 +30,7 @@ from odegrad.inputs import (
     ordinary,
 )
 from odegrad.labelloss import LabelLoss
+from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
 from odegrad.state import Leaves, Structure, Time, widest_real_dtype
@@ -93,6 +94,8 @@ def assemble(
         OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
     """
     check_choices(f, scheme, stepsize, gradient, max_steps)
+    if isinstance(stepsize, SampleGrid):
+        stepsize.check(0)
     # Under a transform numbers cannot be looked at, so their finiteness is not checked.
     transformed = forward_transform()
     if transformed:

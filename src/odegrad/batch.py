@@ -144,6 +144,7 @@ def solve_batch(
             "compile=True has no effect on this solve: steps for each sample (batch) run without a "
             "compiler"
         )
+    marked = None if marks is None else _marked(marks.args, args, size)
     args = pytree.tree_map(ordinary, args)
     leaves, times = tuple(map(substituted, leaves)), substituted(times)
     check_alone_with(f, running, args, breakpoints)
@@ -151,8 +152,9 @@ def solve_batch(
     start = landings[:, 0].contiguous()
     p = read_by(field, start, leaves, stepsize)
     y = (*leaves, *_quadratures(field, start, leaves, p, size))
-    cut = None if marks is None else _cut(marks.args, args, p, size)
-    if cut is not None:
+    cut = None
+    if marked is not None:
+        cut = (*[False] * (len(p) - len(marked)), *marked)
         check_subset(field, start, y, p, cut)
     n = len(leaves)
     monitor = None
@@ -196,8 +198,8 @@ def _quadratures(
     return found
 
 
-def _cut(marks: Any, args: tuple[Any, ...], p: Leaves, size: int) -> tuple[bool, ...]:
-    """Which of the tensors that f reads have a row for each sample."""
+def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
+    """For each of the tensors in args, whether it has a row for each sample."""
     leaves, spec = pytree.tree_flatten(args)
     dims = pytree._broadcast_to_and_flatten(marks, spec, is_leaf=lambda x: x is None)  # pyright: ignore
     if dims is None or any(d is not None and (type(d) is not int or d != 0) for d in dims):
@@ -212,8 +214,7 @@ def _cut(marks: Any, args: tuple[Any, ...], p: Leaves, size: int) -> tuple[bool,
                 f"Samples: tensor {i} of args is marked to have a row for each of the {size} samples, its "
                 f"shape is {list(x.shape)}"
             )
-    captured = len(p) - len(pairs)
-    return (*[False] * captured, *(own for _, own in pairs))
+    return [own for _, own in pairs]
 
 
 def _outputs(run: SampleRun, gradient: Gradient, y: Leaves, p: Leaves, ts: Tensor) -> Leaves:

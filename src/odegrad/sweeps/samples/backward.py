@@ -179,7 +179,7 @@ class _Engine:
         if isinstance(tape, SampleGraphs):
             retain = self._retain and tape is self._first
             for kept in tape.backwards(retain):
-                self.costate.pull_graph(kept, retain)
+                self.costate.pull_graph(tape, kept, retain)
         else:
             assert isinstance(tape, Tape | SampleTape)
             for n in reversed(range(start, stop)):
@@ -230,15 +230,15 @@ class _Costate:
         self._take(n, grads.y, grads.carry, grads.t, grads.dt, grads.p)
         self._tell(n, t, dt, state[:n_y])
 
-    def pull_graph(self, kept: KeptStep, retain: bool) -> None:
+    def pull_graph(self, graphs: SampleGraphs, kept: KeptStep, retain: bool) -> None:
         """Transposes a round by its graph."""
-        n_y, run = len(self._y0), self._run
+        n_y, run, p = len(self._y0), self._run, graphs.p
         self._inject(kept.n)
         grads = (*self._grad_y, *(self._grad_carry or ()))
         pairs = [(x, g) for x, g in zip(kept.outputs, grads, strict=False) if x.requires_grad]
-        wanted = [i for i, x in enumerate(self._p) if x.requires_grad]
+        wanted = [i for i, x in enumerate(p) if x.requires_grad]
         times = [x for x in kept.times if x.requires_grad]
-        inputs = [*kept.inputs, *times, *(self._p[i] for i in wanted)]
+        inputs = [*kept.inputs, *times, *(p[i] for i in wanted)]
         check_reachable(kept.outputs, inputs)
         found = torch.autograd.grad(
             [x for x, _ in pairs],
@@ -253,7 +253,7 @@ class _Costate:
             torch.zeros_like(x) if g is None else g
             for x, g in zip(kept.inputs, found[:n], strict=True)
         )
-        grad_p: list[Tensor | None] = [None] * len(self._p)
+        grad_p: list[Tensor | None] = [None] * len(p)
         for i, g in zip(wanted, found[m:], strict=True):
             grad_p[i] = g
         grad_t, grad_dt = found[n:m] if times else (None, None)
