@@ -99,7 +99,8 @@ def loss(ys: Tensor) -> Tensor:
 )
 def test_each_sample_takes_the_steps_that_it_takes_alone(scheme, stepsize, per_sample):
     adaptive = isinstance(stepsize, odegrad.PID)
-    case = Stiffness(most=8.0 if adaptive else 1.0, per_sample=per_sample)
+    stable = adaptive and not isinstance(scheme, odegrad.ALF)
+    case = Stiffness(most=8.0 if stable else 1.0, per_sample=per_sample)
     sol = case.solve(scheme=scheme, stepsize=stepsize)
     found = case.gradient(sol)
     expected = torch.zeros(()), torch.zeros(()), torch.zeros(())
@@ -495,8 +496,11 @@ def test_a_sample_that_fails_harms_no_other(gradient):
     nan, inputs = sick(on_failure="nan", gradient=gradient)
     assert nan.ys[:, 1].isnan().all()
     assert torch.equal(nan.ys[:, healthy].detach(), sol.ys[:, healthy].detach())
-    found = torch.autograd.grad(nan.ys.nansum(), inputs)
+    found = torch.autograd.grad(nan.ys.nansum(), inputs, retain_graph=True)
     assert torch.isfinite(found[1])
+    found = torch.autograd.grad(nan.ys.square().sum(), inputs)
+    assert found[0].isnan().flatten().tolist() == [False, True, False, False]
+    assert found[1].isnan()
 
 
 @pytest.mark.parametrize("gradient", [odegrad.Tape(), *map(odegrad.Discrete, POLICIES)], ids=str)
@@ -527,11 +531,15 @@ def test_raising_names_the_sample():
     with pytest.raises(errors.SolveError, match="sample 1 of the batch: at t = 0.5"):
         sick()
     case = Stiffness()
+    sol = case.solve()
+    attempts = sol.stats.accepted_by_sample + sol.stats.rejected_by_sample
+    assert attempts[4] > attempts[:4].max()
+    most = int(attempts[4]) - 1
     with pytest.raises(errors.MaxStepsError, match="sample 4 of the batch"):
-        case.solve(max_steps=45)
+        case.solve(max_steps=most)
     with pytest.raises(errors.MaxStepsError, match="sample 0 of the batch takes 30 steps"):
         case.solve(max_steps=20, stepsize=odegrad.Steps(10))
-    some = case.solve(max_steps=45, on_failure="nan")
+    some = case.solve(max_steps=most, on_failure="nan")
     assert [x is odegrad.Status.MAX_STEPS for x in some.status] == [False, False, False, False, True]
 
 
@@ -586,26 +594,52 @@ def test_f_is_not_evaluated_where_a_finished_sample_would_give_nan():
     assert all(g.isfinite().all() for g in found)
 
 
-def test_rejected_steps():
-    case = Stiffness()
-    threshold = []
+def rejecting(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
+    """For y[1] above a bound that is the sample's own the step has to be smaller."""
+    if (y[:, 1].abs() > 3.0 + mu[:, 0]).any():
+        raise odegrad.RejectStep("too fast")
+    return van_der_pol(t, y, mu)
 
-    def f(t, y, mu):
-        if (y[:, 1].abs() > 5.0).any():
-            threshold.append(t)
-            raise odegrad.RejectStep("too fast")
+
+@pytest.mark.parametrize("checkpoints", [POLICIES[0], POLICIES[1], POLICIES[7]], ids=str)
+def test_rejected_steps_are_those_that_each_sample_rejects_alone(checkpoints):
+    case, rows = Stiffness(6), range(6)
+    # Long steps at first, that overshoot for some samples and not for others.
+    options = {"stepsize": odegrad.PID(rtol=1e-1, atol=1e-1, dt0=0.9), "scheme": odegrad.CashKarp()}
+    args = (rejecting, case.y0, case.ts, (case.mu,))
+    sol = odegrad.solve(*args, batch=0, gradient=odegrad.Discrete(checkpoints), **options)
+    alone = [
+        odegrad.solve(
+            lambda t, y, mu: rejecting(t.reshape(1), y, mu), case.y0[b : b + 1], case.ts,
+            (case.mu[b : b + 1],), **options,
+        )
+        for b in rows
+    ]  # fmt: skip
+    assert sol.stats.accepted_by_sample.tolist() == [x.stats.accepted for x in alone]
+    assert sol.stats.rejected_by_sample.tolist() == [x.stats.rejected for x in alone]
+    assert torch.equal(sol.ys.detach(), torch.cat([x.ys.detach() for x in alone], 1))
+    expected = [sum(x) for x in zip(*map(case.gradient, alone), strict=True)]
+    assert relative(case.gradient(sol), expected) < 1e-13
+
+
+def test_f_that_rejects_every_step():
+    case = Stiffness(4)
+
+    def never(t, y, mu):
+        if (t[mu[:, 0] > 4.0] > 0.5).any():
+            raise odegrad.RejectStep("never")
         return van_der_pol(t, y, mu)
 
-    coarse = odegrad.PID(rtol=1e-3, atol=1e-3, dt0=2.0)
-    sol = odegrad.solve(f, case.y0, [0.0, 1.0], (case.mu,), stepsize=coarse, batch=0)
-    assert threshold
-    assert sol.ys.isfinite().all()
-
-    def never(t, y):
-        raise odegrad.RejectStep("never")
-
-    with pytest.raises(errors.SolveError, match="sample 0"):
-        odegrad.solve(never, case.y0.detach(), [0.0, 1.0], stepsize=odegrad.PID(dt0=0.1), scheme=odegrad.CashKarp(), batch=0)
+    args = (never, case.y0, [0.0, 0.4, 1.0], (case.mu,))
+    with pytest.raises(errors.SolveError, match="sample 3 of the batch: at t = 0.5 .* RejectStep"):
+        odegrad.solve(*args, stepsize=PID, batch=0)
+    some = odegrad.solve(*args, stepsize=PID, batch=0, on_failure="return")
+    assert some.succeeded.tolist() == [True, True, True, False]
+    assert some.ys[:2].isfinite().all()
+    lost = odegrad.solve(*args, stepsize=odegrad.Steps(4), batch=0, on_failure="return")
+    assert lost.status == (odegrad.Status.STEP_REJECTED,) * 4
+    assert lost.ys[:2].isfinite().all()
+    assert lost.ys[2].isnan().all()
 
 
 # Compaction.

@@ -21,7 +21,7 @@ from odegrad.batchinputs import (
 from odegrad.errors import InvalidTypeError, InvalidValueError, warn
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
-from odegrad.gradients.samples import sample_times, solve_samples
+from odegrad.gradients.samples import sample_times, solve_samples, with_failed
 from odegrad.inputs import check_choices, check_times_fit, checked_state, checked_stepsize, ordinary
 from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.base import Scheme
@@ -167,8 +167,15 @@ def solve_batch(
         stats=SampleStats(), landings=landings, cut=cut, check_finite=check_finite,
         salvage=on_failure != "raise",
     )  # fmt: skip
-    outputs = _outputs(run, gradient, y, p, times)
-    return _solution(run, outputs, structure, times, on_failure == "nan")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times)):
+        assert isinstance(gradient, Discrete | Tape)
+        outputs = solve_samples(gradient, run, y, p, times)
+    else:
+        with torch.no_grad():
+            outputs, _ = field.bound(p, lambda: ahead(run, y, p, None))
+    if run.failures:
+        outputs = with_failed(run, outputs, (*y, *p, times), len(y), on_failure == "nan")
+    return _solution(run, outputs, structure, times)
 
 
 def check_alone_with(
@@ -217,30 +224,9 @@ def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
     return [own for _, own in pairs]
 
 
-def _outputs(run: SampleRun, gradient: Gradient, y: Leaves, p: Leaves, ts: Tensor) -> Leaves:
-    """The states at all times, leaves of shape [T, B, …]."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, ts)):
-        assert isinstance(gradient, Discrete | Tape)
-        return solve_samples(gradient, run, y, p, ts)
-    with torch.no_grad():
-        outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
-    if run.reached is None:
-        return outputs
-    failed = run.failed.to(outputs[0].device)
-    pairs = zip(run.reached, outputs, strict=True)
-    return tuple(
-        torch.where(failed.reshape(1, -1, *[1] * (b.ndim - 2)), a, b) for a, b in pairs
-    )
-
-
 def _solution(
-    run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor, nan: bool
+    run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor
 ) -> SampleSolution:
-    if nan and run.failures:
-        failed = run.failed.to(outputs[0].device)
-        outputs = tuple(
-            x.masked_fill(failed.reshape(1, -1, *[1] * (x.ndim - 2)), float("nan")) for x in outputs
-        )
     n = run.field.n_state
     samples = range(run.n_samples)
     return SampleSolution(

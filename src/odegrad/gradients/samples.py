@@ -23,13 +23,17 @@ from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Cotangents, Kept
 from odegrad.sweeps.samples import SampleRun, ahead, pull, replayed, taped
 
-__all__ = ["sample_times", "solve_samples"]
+__all__ = ["sample_times", "solve_samples", "with_failed"]
 
 
 def solve_samples(
     gradient: Discrete | Tape, run: SampleRun, y0: Leaves, p: Leaves, ts: Tensor
 ) -> Leaves:
-    """Solves, such that autograd reaches y0, p and ts; leaves of shape [T, B, …]."""
+    """Solves, such that autograd reaches y0, p and ts.
+
+    Returns:
+        Leaves of shape [T, B, …]; what they are for samples that failed means nothing.
+    """
     if isinstance(gradient, Tape):
         landings = sample_times(ts, run.n_samples)
         with torch.enable_grad():
@@ -40,9 +44,7 @@ def solve_samples(
         run.replay_check = gradient.replay_check
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         outputs = apply(_rule(run, checkpoints, len(y0), wanted), (*y0, *p, ts))
-    if not run.failures:
-        return outputs
-    return _with_failed(run, outputs, (*y0, *p, ts), len(y0))
+    return outputs
 
 
 def sample_times(ts: Tensor, size: int) -> Tensor:
@@ -96,10 +98,20 @@ def _rows(times: list[Tensor | None], like: Tensor) -> list[Tensor | None]:
     return list((total.sum(0) if like.ndim == 1 else total).unbind())
 
 
-def _with_failed(run: SampleRun, outputs: Leaves, inputs: Leaves, n_y: int) -> Leaves:
-    """The outputs, with what was reached of the samples that failed."""
+def with_failed(run: SampleRun, outputs: Leaves, inputs: Leaves, n_y: int, nan: bool) -> Leaves:
+    """The outputs, with NaN, or what was reached, of the samples that failed; see the head of this module.
+
+    Arguments:
+        run: The solve.
+        outputs: What `solve_samples` returned.
+        inputs: Initial state, tensors that f reads, times.
+        n_y: The number of leaves of the state.
+        nan: Whether it is NaN.
+    """
     reached, failed, size = run.reached, run.failed, run.n_samples
     assert reached is not None
+    if nan:
+        reached = tuple(torch.full_like(x, float("nan")) for x in reached)
     device = outputs[0].device
     cut = run.cut or ()
 
@@ -123,16 +135,15 @@ def _with_failed(run: SampleRun, outputs: Leaves, inputs: Leaves, n_y: int) -> L
             if g is not None:
                 hit |= (g.transpose(0, 1) != 0).flatten(1).any(1)
         hit &= failed.to(device)
-        nan = float("nan")
         found: list[Tensor | None] = []
         for i, (a, need) in enumerate(zip(x, needs, strict=True)):
             if not need:
                 found.append(None)
             elif is_per_sample(i):
                 rows = hit.to(a.device).reshape(-1, *[1] * (a.ndim - 1))
-                found.append(torch.zeros_like(a).masked_fill(rows, nan))
+                found.append(torch.zeros_like(a).masked_fill(rows, float("nan")))
             else:
-                found.append(torch.zeros_like(a).masked_fill(hit.any().to(a.device), nan))
+                found.append(torch.zeros_like(a).masked_fill(hit.any().to(a.device), float("nan")))
         return tuple(found)
 
     parts = apply(Rule(primal, transpose, None, "a failed solve"), inputs)

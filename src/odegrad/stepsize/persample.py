@@ -101,4 +101,4 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     library, which is Python's; else by a vectorized one that may differ in the last place, after which
     the steps of a sample would be other ones than alone.
     """
-    return torch.stack([x, x], dim=1)[:, 0] ** exponent
+    return torch.stack([x, x], dim=1)[:, 0] ** torch.full_like(x, exponent)

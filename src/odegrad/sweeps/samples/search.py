@@ -151,27 +151,38 @@ class _March:
 
     def _take(
         self, t: Tensor, dt: Tensor, tape: SampleTape | None
-    ) -> tuple[tuple[Leaves, Leaves] | None, Tensor]:
-        """State and carry after a step, if there is one, and its error ratios."""
+    ) -> tuple[tuple[Leaves, Leaves], Tensor]:
+        """State and carry after a step of the samples whose dt is a number, and the error ratios.
+
+        If f rejects the step, halves of the samples take it, to find for which it does.
+        """
         run, n = self._run, self._run.field.n_state
         try:
             step = self._scheme.attempt(run.field, t, dt, self.y, self.carry, self._p)
         except RejectStep:
-            return None, torch.full_like(t, math.inf)
+            b = (~torch.isnan(dt)).nonzero().squeeze(1)
+            if len(b) <= 1:
+                return (self.y, self.carry), torch.full_like(t, math.inf)
+            half = torch.zeros_like(self.active)
+            half[b[: len(b) // 2]] = True
+            nan = float("nan")
+            one, ratio = self._take(t, dt.masked_fill(~half, nan), tape)
+            two, other = self._take(t, dt.masked_fill(half, nan), tape)
+            mask = half.to(self.y[0].device)
+            both = _choose(mask, one[0], two[0]), _choose(mask, one[1], two[1])
+            return both, torch.where(half, ratio, other)
         except Exception as error:
             annotate(error, f"in round {run.stats.rounds - 1} of a solve with batch=0")
             raise
         assert step.error is not None
         if tape is not None:
-            tape.put_slopes(self.accepted, step.dense)
+            tape.put_slopes(self.accepted, step.dense, ~torch.isnan(dt))
         ratio = sample_norms(self._control, step.error[:n], self.y[:n], step.y[:n])
         return (step.y, step.carry), ratio.to(device="cpu", dtype=torch.float64)
 
-    def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves] | None) -> None:
+    def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves]) -> None:
         self.accepted = self.accepted + accept
         self.rejected_steps = self.rejected_steps + (self.active & ~accept)
-        if after is None:
-            return
         if bool(accept.all()):
             self.y, self.carry = after
             return

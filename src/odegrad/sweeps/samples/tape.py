@@ -37,14 +37,15 @@ class SampleTape:
     def put(self, counts: Tensor, state: Leaves) -> None:
         """Takes in the states before step `counts` of each sample, int64 of shape [B] on the CPU."""
         self._width = len(state)
-        self._write(counts, state, 0)
+        self._write(counts, torch.arange(len(counts)), state, 0)
 
-    def put_slopes(self, counts: Tensor, slopes: Sequence[Leaves]) -> None:
-        """Takes in the slopes of an attempt at these steps, of which the last one counts."""
+    def put_slopes(self, counts: Tensor, slopes: Sequence[Leaves], active: Tensor) -> None:
+        """Takes in the slopes of an attempt of active samples, bool of shape [B]; the last one counts."""
         if self._stages:
-            self._write(counts, tuple(x for slope in slopes for x in slope), self._width)
+            flat = tuple(x for slope in slopes for x in slope)
+            self._write(counts, active.nonzero().squeeze(1), flat, self._width)
 
-    def _write(self, counts: Tensor, leaves: Leaves, first: int) -> None:
+    def _write(self, counts: Tensor, samples: Tensor, leaves: Leaves, first: int) -> None:
         if not leaves or not len(counts):
             return
         rows = int(counts.max()) + 1
@@ -61,9 +62,10 @@ class SampleTape:
             )
             self._size += more
         device = leaves[0].device
-        place = (counts.to(device), torch.arange(len(counts), device=device))
+        samples = samples.to(device)
+        place = (counts.to(device)[samples], samples)
         for column, leaf in zip(self._columns[first:last], leaves, strict=True):
-            column[place] = leaf
+            column[place] = leaf[samples]
 
     def get(self, n: int, n_leaves: int) -> tuple[Leaves, None, list[Leaves] | None]:
         """The states before round n, what was kept beside them (nothing), and the slopes.
