@@ -134,7 +134,9 @@ def test_f_is_called_once_per_stage_for_all_samples():
         sol = odegrad.solve(f, case.y0, case.ts, (case.mu,), stepsize=PID, batch=0)
     attempts = sol.stats.accepted_by_sample + sol.stats.rejected_by_sample
     assert sol.stats.rounds == attempts.max()
-    assert calls == sol.stats.f_evaluations + 1 == 6 * sol.stats.rounds + 4  # start, first slope, trace
+    assert (
+        calls == sol.stats.f_evaluations + 1 == 6 * sol.stats.rounds + 4
+    )  # start, first slope, trace
 
 
 def test_gradient_of_the_default_takes_no_step_twice():
@@ -143,7 +145,11 @@ def test_gradient_of_the_default_takes_no_step_twice():
     assert sol.stats.forward_evaluations == 6 * sol.stats.rounds + 3
     case.gradient(sol)
     assert sol.stats.recomputed == 0
-    assert sol.stats.vjps <= 6 * sol.grid.n_steps + 1 == 6 * int(sol.stats.accepted_by_sample.max()) + 1
+    assert (
+        sol.stats.vjps
+        <= 6 * sol.grid.n_steps + 1
+        == 6 * int(sol.stats.accepted_by_sample.max()) + 1
+    )
 
 
 # Against Tape, and what shares nothing with the library.
@@ -326,7 +332,9 @@ def test_times_as_lists():
     case = Stiffness(2, most=0.5)
     lists = odegrad.solve(van_der_pol, case.y0, [[0, 1], [2, 1]], (case.mu,), batch=0)
     tensor = torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=F64)
-    assert torch.equal(lists.ys, odegrad.solve(van_der_pol, case.y0, tensor, (case.mu,), batch=0).ys)
+    assert torch.equal(
+        lists.ys, odegrad.solve(van_der_pol, case.y0, tensor, (case.mu,), batch=0).ys
+    )
 
 
 # Fields and states.
@@ -389,7 +397,9 @@ def test_module_with_parameters_in_single_precision():
     ts = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
 
     def run(gradient, stepsize=PID):
-        sol = odegrad.solve(lambda t, y: net(y) * 3, y0, ts, stepsize=stepsize, batch=0, gradient=gradient)
+        sol = odegrad.solve(
+            lambda t, y: net(y) * 3, y0, ts, stepsize=stepsize, batch=0, gradient=gradient
+        )
         return sol, list(torch.autograd.grad(loss(sol.ys), [y0, *net.parameters(), ts]))
 
     sol, found = run(odegrad.Discrete())
@@ -415,7 +425,12 @@ def test_dropout_draws_the_same_numbers_again(checkpoints):
     def run(gradient):
         torch.manual_seed(5)
         sol = odegrad.solve(
-            lambda t, y: net(y), y0, [0.0, 1.0], stepsize=odegrad.Steps(6), batch=0, gradient=gradient
+            lambda t, y: net(y),
+            y0,
+            [0.0, 1.0],
+            stepsize=odegrad.Steps(6),
+            batch=0,
+            gradient=gradient,
         )
         return list(torch.autograd.grad(loss(sol.ys), [y0, *net.parameters()]))
 
@@ -432,7 +447,9 @@ def test_second_derivatives_and_transforms():
         return [g.detach() for g in torch.autograd.grad(total, case.inputs)]
 
     grid = case.solve().grid
-    assert relative(gradient_of(odegrad.Discrete(), grid), gradient_of(odegrad.Tape(), grid)) < 1e-11
+    assert (
+        relative(gradient_of(odegrad.Discrete(), grid), gradient_of(odegrad.Tape(), grid)) < 1e-11
+    )
 
     def value(mu):
         return loss(odegrad.solve(van_der_pol, case.y0, case.ts, (mu,), stepsize=PID, batch=0).ys)
@@ -513,7 +530,9 @@ def test_a_sample_that_fails_on_a_fixed_grid(gradient):
     w = torch.tensor(1.1, dtype=F64, requires_grad=True)
     ts = [0.0, 1.0, 2.0, 9.0]
     options = {"stepsize": odegrad.Steps(4), "gradient": gradient}
-    with pytest.raises(errors.NonFiniteStateError, match="sample 1 of the batch .* its time 3, t = 9"):
+    with pytest.raises(
+        errors.NonFiniteStateError, match="sample 1 of the batch .* its time 3, t = 9"
+    ):
         odegrad.solve(f, y0, ts, (w,), batch=0, **options).ys.sum().backward()
     sol = odegrad.solve(f, y0, ts, (w,), batch=0, on_failure="return", **options)
     assert sol.status[1] is odegrad.Status.NON_FINITE_STATE
@@ -540,7 +559,13 @@ def test_raising_names_the_sample():
     with pytest.raises(errors.MaxStepsError, match="sample 0 of the batch takes 30 steps"):
         case.solve(max_steps=20, stepsize=odegrad.Steps(10))
     some = case.solve(max_steps=most, on_failure="nan")
-    assert [x is odegrad.Status.MAX_STEPS for x in some.status] == [False, False, False, False, True]
+    assert [x is odegrad.Status.MAX_STEPS for x in some.status] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_all_samples_fail():
@@ -706,7 +731,9 @@ def test_grids():
     assert torch.equal(shared.ys[:, 2], sol.ys[:, 2])
     with pytest.raises(errors.InvalidValueError, match="replay it with batch=0"):
         case.solve(stepsize=sol.grid, batch=None)
-    with pytest.raises(errors.InvalidValueError, match="3 samples and 3 segments, the solve has 3 and 1"):
+    with pytest.raises(
+        errors.InvalidValueError, match="3 samples and 3 segments, the solve has 3 and 1"
+    ):
         odegrad.solve(van_der_pol, case.y0, [0.0, 1.0], (case.mu,), stepsize=sol.grid, batch=0)
     with pytest.raises(errors.InvalidValueError, match=r"sol\(t\) does not go with batch"):
         sol(0.5)
@@ -784,7 +811,9 @@ def test_what_does_not_go(options, error, message):
 
 def test_vmap_is_refused():
     case = Stiffness()
-    with pytest.raises(errors.GradientUnavailableError, match=r"batch does not go under torch.func.vmap"):
+    with pytest.raises(
+        errors.GradientUnavailableError, match=r"batch does not go under torch.func.vmap"
+    ):
         torch.func.vmap(lambda mu: case_ys(case, mu))(case.mu[None])
 
 

@@ -64,13 +64,13 @@ class Samples:
 
 
 class SampleSolution(Solution):
-    """The result of `odegrad.solve` with ``batch``: a `Solution`, but
+    """The result of `odegrad.solve` with ``batch``: a `Solution`, some of which is per sample.
 
     Attributes:
         status: How each sample ended, a tuple.
         reason: What went wrong with it, or "", a tuple.
-        grid: The accepted steps of each sample; ``stepsize=sol.grid`` replays them, and ``sol.grid[b]`` is
-            the grid of sample b for a solve of it alone.
+        grid: The accepted steps of each sample; ``stepsize=sol.grid`` replays them, and ``sol.grid[b]``
+            is the grid of sample b for a solve of it alone.
         landings: The times of each sample, a tuple of tuples.
         stats: With `accepted_by_sample` and `rejected_by_sample`.
         running: Of shape [T, B].
@@ -159,9 +159,7 @@ def solve_batch(
     n = len(leaves)
     monitor = None
     if progress or callback is not None:
-        monitor = SampleMonitor(
-            ends, lambda x: structure.unflatten(x[:n]), callback, progress
-        )
+        monitor = SampleMonitor(ends, lambda x: structure.unflatten(x[:n]), callback, progress)
     run = SampleRun(
         field, scheme, stepsize, ends, torch.finfo(times.dtype).eps, max_steps, monitor,
         stats=SampleStats(), landings=landings, cut=cut, check_finite=check_finite,
@@ -192,9 +190,7 @@ def check_alone_with(
         )
 
 
-def _quadratures(
-    field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int
-) -> Leaves:
+def _quadratures(field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int) -> Leaves:
     found = field.cost_leaves(start, leaves, p)
     for x in found:
         if x.ndim == 0 or len(x) != size:
@@ -218,15 +214,13 @@ def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
     for i, (x, own) in enumerate(pairs):
         if own and (x.ndim == 0 or len(x) != size):
             raise InvalidValueError(
-                f"Samples: tensor {i} of args is marked to have a row for each of the {size} samples, its "
-                f"shape is {list(x.shape)}"
+                f"Samples: tensor {i} of args is marked to have a row for each of the {size} samples, "
+                f"its shape is {list(x.shape)}"
             )
     return [own for _, own in pairs]
 
 
-def _solution(
-    run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor
-) -> SampleSolution:
+def _solution(run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor) -> SampleSolution:
     n = run.field.n_state
     samples = range(run.n_samples)
     return SampleSolution(
@@ -237,7 +231,7 @@ def _solution(
             status_of(run.failures[b]) if b in run.failures else Status.SUCCESS for b in samples
         ),
         grid=run.accepted_steps,  # pyright: ignore
-        landings=tuple(map(tuple, run.landings.tolist())),
+        landings=tuple(map(tuple, run.landings.tolist())),  # pyright: ignore
         running=outputs[n] if len(outputs) > n else None,
         reason=tuple(str(run.failures[b]) if b in run.failures else "" for b in samples),  # pyright: ignore
     )

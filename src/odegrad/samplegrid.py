@@ -75,8 +75,8 @@ class SampleGrid:
                 x[b, :k] = torch.tensor(values, dtype=torch.float64)
         counts = torch.tensor([grid.n_steps for grid in grids], dtype=torch.int64)
         n_segments = len(grids[0].segments) if grids else 0
-        rows = (x.T.contiguous() for x in (segments, starts, widths))
-        return SampleGrid(*rows, counts, n_segments)
+        j, start, width = (x.T.contiguous() for x in (segments, starts, widths))
+        return SampleGrid(j, start, width, counts, n_segments)
 
     @property
     def n_samples(self) -> int:

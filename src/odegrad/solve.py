@@ -143,6 +143,7 @@ def solve(
         >>> print(f"{sol.ys[-1].item():.6f} {rate.grad.item():.6f}")  # exp(-2), -exp(-2)
         0.135335 -0.135335
     """
+    times: Any = ts
     if torch.compiler.is_compiling():
         ordinary = (
             loss_at is None
@@ -160,14 +161,14 @@ def solve(
             isinstance(gradient, Discrete) and not gradient.limited
         )
         if isinstance(stepsize, Steps) and ordinary and unlimited:
-            return solve_traced(f, y0, ts, args, scheme, stepsize.n, running)
+            return solve_traced(f, y0, times, args, scheme, stepsize.n, running)
         run = _outside_of_graphs
     else:
         run = _solve
     return run(
         f,
         y0,
-        ts,
+        times,
         args,
         on_failure,
         compile,

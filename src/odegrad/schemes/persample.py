@@ -25,6 +25,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.dense import Read
+from odegrad.schemes.part import Part
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["PerSample"]
@@ -162,7 +163,7 @@ class PerSample(Scheme):
 
     def _taken(
         self,
-        part: _Part,
+        part: Part,
         field: VectorField,
         t: Time,
         dt: Time,
@@ -174,119 +175,12 @@ class PerSample(Scheme):
         state, own = part.state(y), part.take(carry)
         return self.base.step(field, part.time(t), part.length(dt), state, own, part.read(p))
 
-    def _part(self, active: Tensor | None, p: Leaves) -> _Part:
+    def _part(self, active: Tensor | None, p: Leaves) -> Part:
         if active is None or bool(active.all()):
-            return _Part(self, p)
-        n = int(active.sum())
-        few = 4 * n <= 3 * len(active) or self.failed is not None
-        if self.cut is not None and n and few:
-            return _Part(self, p, len(active), index=active.nonzero().squeeze(1))
-        return _Part(self, p, len(active), mask=active)
-
-
-class _Part:
-    """The samples that take a step, and how they are evaluated: all, some of all, or these alone.
-
-    Arguments:
-        scheme: The scheme.
-        p: The tensors that f reads.
-        size: B, if not all take it.
-        mask: Which samples take it, or None.
-        index: The numbers of those that are evaluated, or None for all.
-    """
-
-    def __init__(
-        self,
-        scheme: PerSample,
-        p: Leaves,
-        size: int = 0,
-        mask: Tensor | None = None,
-        index: Tensor | None = None,
-    ) -> None:
-        self._scheme, self._p, self._size = scheme, p, size
-        self._device = scheme.y0[0].device
-        self._mask = None if mask is None else mask.to(self._device)
-        self._index = None if index is None else index.to(self._device)
-        self.is_whole, self.is_compact = mask is None and index is None, index is not None
-        cut = scheme.cut or ()
-        self._cut = [i for i, x in enumerate(cut) if x] if self.is_compact else []
-
-    def time(self, t: Time) -> Tensor:
-        """Times on the device of the state; those at the start for samples that take no step."""
-        return self._time(t, self._scheme.start)
-
-    def length(self, dt: Time) -> Tensor:
-        """Steps on the device of the state; 0 for samples that take none."""
-        return self._time(dt, None)
-
-    def _time(self, t: Time, safe: Tensor | None) -> Tensor:
-        assert isinstance(t, Tensor)
-        t = t.to(self._device)
-        if self._index is not None:
-            return t[self._index]
-        if self._mask is not None:
-            return torch.where(self._mask, t, 0.0 if safe is None else safe.to(self._device))
-        return t
-
-    def put_time(self, grad: Tensor | None) -> Tensor | None:
-        """The cotangent of times or steps, on the CPU; 0 for samples that take none."""
-        return None if grad is None else self.put((grad,), None)[0].to("cpu")
-
-    def state(self, y: Leaves) -> Leaves:
-        """A state as it is evaluated; that at the start for samples that take no step."""
-        if self._mask is None:
-            return self.take(y)
-        return self.put(y, self._scheme.y0)
-
-    def take(self, x: Leaves) -> Leaves:
-        """Leaves as they are evaluated; 0 for samples that take no step."""
-        if self._index is not None:
-            index = self._index
-            return tuple(a[index] for a in x)
-        if self._mask is None:
-            return x
-        return tuple(torch.where(self._of(a), a, 0.0) for a in x)
-
-    def put(self, new: Leaves, old: Leaves | None) -> Leaves:
-        """Leaves of all samples; those of `old`, or 0, for samples that take no step."""
-        if self._index is not None:
-            index, n = self._index, self._size
-            if old is None:
-                old = tuple(a.new_zeros((n, *a.shape[1:])) for a in new)
-            pairs = zip(new, old, strict=True)
-            return tuple(b.to(a.dtype).index_copy(0, index, a) for a, b in pairs)
-        if old is None:
-            return self.take(new)
-        if self._mask is None:
-            return new
-        return tuple(torch.where(self._of(a), a, b) for a, b in zip(new, old, strict=True))
-
-    def put_step(self, step: Step, y: Leaves, carry: Leaves) -> Step:
-        """A step of all samples."""
-        error = None if step.error is None else self.put(step.error, None)
-        dense = tuple(self.put(x, None) for x in step.dense)
-        return Step(self.put(step.y, y), self.put(step.carry, carry), error, dense, step.ok)
-
-    def read(self, p: Leaves) -> Leaves:
-        """The tensors that f reads, for the samples that are evaluated."""
-        own = list(p)
-        for i in self._cut:
-            if torch.is_grad_enabled():
-                own[i] = p[i][self._index]
-            else:
-                own[i] = p[i].detach()[self._index].requires_grad_(p[i].requires_grad)
-        return tuple(own)
-
-    def gathered(self, grads: OptionalLeaves) -> OptionalLeaves:
-        """The cotangents of all that f reads."""
-        found = list(grads)
-        for i in self._cut:
-            g = grads[i]
-            if g is not None:
-                assert self._index is not None
-                found[i] = g.new_zeros(self._p[i].shape).index_copy(0, self._index, g)
-        return tuple(found)
-
-    def _of(self, x: Tensor) -> Tensor:
-        assert self._mask is not None
-        return self._mask.reshape(-1, *[1] * (x.ndim - 1))
+            return Part(self.start, self.y0, p)
+        n, size = int(active.sum()), len(active)
+        if self.cut is not None and n and (4 * n <= 3 * size or self.failed is not None):
+            cut = [i for i, x in enumerate(self.cut) if x]
+            index = active.nonzero().squeeze(1)
+            return Part(self.start, self.y0, p, cut, size, index=index)
+        return Part(self.start, self.y0, p, size=size, mask=active)

@@ -12,6 +12,7 @@ grid, and there is no second forward sweep.
 
 from odegrad.sweeps.samples.backward import pull
 from odegrad.sweeps.samples.batch import SampleMonitor, SampleRun, SampleStats
-from odegrad.sweeps.samples.forward import ahead, replayed, taped
+from odegrad.sweeps.samples.forward import ahead, taped
+from odegrad.sweeps.samples.rounds import replayed
 
 __all__ = ["SampleMonitor", "SampleRun", "SampleStats", "ahead", "pull", "replayed", "taped"]
