@@ -26,6 +26,11 @@ __all__ = ["check_alone", "check_fits", "check_subset", "checked_batch", "checke
 
 T = TypeVar("T")
 
+_WHAT_TO_DO = (
+    "What belongs to single samples has to be in args and marked: Samples(args=(0,)). Else use "
+    "batch=0"
+)
+
 
 def checked_batch(batch: object, samples: type[T]) -> T | None:
     """None for 0, or the object that says which args have a row for each sample.
@@ -65,7 +70,7 @@ def check_alone(
         )
     if loss_at is not None:
         raise InvalidValueError(
-            "loss_at does not go with batch yet: compute the loss from the ys that are returned without it"
+            "loss_at does not go with batch yet: compute the loss from the ys of a solve without it"
         )
     if land is False:
         raise InvalidValueError(
@@ -73,8 +78,8 @@ def check_alone(
         )
     if not scheme.traceable:
         raise InvalidValueError(
-            f"{scheme} begins with other steps than it goes on with, for all samples at once, and does not "
-            "go with batch: use a one-step scheme such as Tsit5()"
+            f"{scheme} begins with other steps than it goes on with, for all samples at once, which "
+            "does not go with batch: use a one-step scheme such as Tsit5()"
         )
     if not isinstance(stepsize, FixedStepSize) and not (
         isinstance(stepsize, PID)
@@ -82,14 +87,14 @@ def check_alone(
         and type(stepsize).scaled_norm is PID.scaled_norm
     ):
         raise InvalidValueError(
-            f"batch goes with PID, whose decisions are made for all samples at once, received {stepsize}: "
-            "use PID(…), or leave batch out"
+            f"batch goes with PID, which decides for all samples at once, received {stepsize}: use "
+            "PID(…), or leave batch out"
         )
     transform = forward_transform()
     if transform is not None:
         raise GradientUnavailableError(
-            f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or take "
-            "torch.func.grad, vjp or jacrev"
+            f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
+            "take torch.func.grad, vjp or jacrev"
         )
 
 
@@ -107,8 +112,8 @@ def check_fits(leaves: Leaves, names: Sequence[str]) -> int:
             )
         if len(leaf) != len(leaves[0]):
             raise InvalidValueError(
-                f"with batch, every leaf of y0 has one row per sample; y0{names[0]} has {len(leaves[0])}, "
-                f"y0{name} has {len(leaf)}"
+                f"with batch, every leaf of y0 has one row per sample; y0{names[0]} has "
+                f"{len(leaves[0])}, y0{name} has {len(leaf)}"
             )
     return len(leaves[0])
 
@@ -138,8 +143,8 @@ def checked_sample_times(ts: Any, size: int) -> Tensor:
         )
     if ts.ndim == 2 and len(ts) != size:
         raise InvalidValueError(
-            f"ts has times for {len(ts)} samples (shape {list(ts.shape)}), y0 has {size} samples: pass one "
-            "row for each, or shape [T] for times that all share"
+            f"ts has times for {len(ts)} samples (shape {list(ts.shape)}), y0 has {size} samples: pass "
+            "one row for each, or shape [T] for times that all share"
         )
     if not ts.dtype.is_floating_point:
         ts = ts.to(torch.float64)
@@ -187,9 +192,8 @@ def check_subset(
             part = field.bound(own, lambda: field(start[index], rows, own))
     except Exception as error:
         raise InvalidValueError(
-            f"batch=Samples(…) says that f takes any number of samples, but on {len(index)} of {size} it "
-            f"raised {type(error).__name__}: {error}. What belongs to single samples has to be in args and "
-            "marked: Samples(args=(0,)). Else use batch=0"
+            f"batch=Samples(…) says that f takes any number of samples, but on {len(index)} of {size} "
+            f"it raised {type(error).__name__}: {error}. {_WHAT_TO_DO}"
         ) from error
     finally:
         if snapshot is not None:
@@ -200,7 +204,6 @@ def check_subset(
         bound = torch.finfo(a.dtype).eps ** 0.5 * (1.0 + a.abs())
         if bool(((a - b).abs() > bound).any()):
             raise InvalidValueError(
-                f"batch=Samples(…) says that f treats each sample by itself, but on {len(index)} of {size} "
-                f"samples it gave something else than on all (leaf {i}). What belongs to single samples has "
-                "to be in args and marked: Samples(args=(0,)). Else use batch=0"
+                f"batch=Samples(…) says that f treats each sample by itself, but on {len(index)} of "
+                f"{size} samples it gave something else than on all (leaf {i}). {_WHAT_TO_DO}"
             )

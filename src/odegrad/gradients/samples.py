@@ -99,7 +99,7 @@ def _rows(times: list[Tensor | None], like: Tensor) -> list[Tensor | None]:
 
 
 def with_failed(run: SampleRun, outputs: Leaves, inputs: Leaves, n_y: int, nan: bool) -> Leaves:
-    """The outputs, with NaN, or what was reached, of the samples that failed; see the head of this module.
+    """The outputs, with NaN or what was reached of the samples that failed.
 
     Arguments:
         run: The solve.

@@ -98,7 +98,7 @@ class SampleCostate:
         grad_p: list[Tensor | None] = [None] * len(p)
         for i, g in zip(wanted, found[m:], strict=True):
             grad_p[i] = g
-        grad_t, grad_dt = found[n:m] if times else (None, None)
+        grad_t, grad_dt = (None, None) if not times else found[n:m]
         self._take(kept.n, state[:n_y], state[n_y:] or None, grad_t, grad_dt, tuple(grad_p))
         t, dt = kept.times
         self._tell(kept.n, t, dt, kept.inputs[:n_y])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from odegrad.errors import MaxStepsError, NonFiniteStateError
@@ -32,7 +34,7 @@ def fixed_steps(run: SampleRun) -> SampleGrid:
         grids: list[Grid] = []
         for times in map(tuple, run.landings.tolist()):
             if times not in same:
-                pairs = zip(times, times[1:], strict=False)
+                pairs = itertools.pairwise(times)
                 parts = [control.segment(j, a, b, run.eps) for j, (a, b) in enumerate(pairs)]
                 same[times] = Grid(tuple(parts))
             grids.append(same[times])
@@ -60,9 +62,9 @@ def fail_if_not_finite(run: SampleRun, outputs: Leaves) -> bool:
         run.fail(
             b,
             NonFiniteStateError(
-                f"sample {b} of the batch is NaN or infinite at its time {j}, t = {t:.6g}. The steps may "
-                "be too large for stability, or the solution may blow up: take smaller steps, or adaptive "
-                'ones, which find the place, or go on without this sample: on_failure="nan". '
+                f"sample {b} of the batch is NaN or infinite at its time {j}, t = {t:.6g}. The steps "
+                "may be too large for stability, or the solution may blow up: take smaller steps, or "
+                'adaptive ones, which find the place, or go on without this sample: on_failure="nan". '
                 "(check_finite=False returns such numbers.)"
             ),
         )

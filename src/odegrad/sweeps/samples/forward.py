@@ -75,7 +75,7 @@ def _steps_of(
     tape = None
     if isinstance(checkpoints, StoreAll) and checkpoints.keep is not Keep.GRAPH:
         tape = SampleTape(checkpoints.keep)
-    # What f draws and counts in a search is not what it draws in the rounds, so that these come once more.
+    # What f draws and counts in a search is not what it does in the rounds: these come once more.
     serves = run.initial is None and not alone and (checkpoints is None or tape is not None)
     outputs, monitor = Buffers(y, run.landings.shape[1]), run.monitor
     try:

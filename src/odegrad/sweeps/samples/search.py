@@ -13,14 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from odegrad.errors import (
-    MaxStepsError,
-    NonFiniteDerivativeError,
-    RejectStep,
-    SolveError,
-    StepTooSmallError,
-    annotate,
-)
+from odegrad.errors import RejectStep, annotate
 from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import PID
@@ -28,6 +21,7 @@ from odegrad.stepsize.persample import judge, sample_norms
 from odegrad.stepsize.pid import starting_size
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
 from odegrad.sweeps.samples.batch import SampleRun
+from odegrad.sweeps.samples.obstacle import Stuck, obstacle
 from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.tape import SampleTape
 
@@ -70,6 +64,7 @@ class _March:
         self._scheme, size = run.persample(y), run.n_samples
         self._times = run.landings
         self._last_segment = self._times.shape[1] - 1
+        self._limit = run.max_steps or DEFAULT_MAX_STEPS
         self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
         self._all = torch.arange(size)
         # Per sample: the segment, what of it is done, what the controller remembers.
@@ -195,18 +190,21 @@ class _March:
 
     def _stuck(self, t: Tensor, landed: Tensor) -> Tensor:
         """The samples that have to be looked at: the next step is very small, or there were many."""
-        limit = self._run.max_steps or DEFAULT_MAX_STEPS
         extent = torch.maximum(t.abs(), self._extent)
         # A little larger than what is too small, which is looked at exactly.
         tiny = (extent * (16.0 * torch.finfo(torch.float64).eps)).clamp(min=self._control.dt_min)
-        many = self.accepted + self.rejected_steps >= limit
+        many = self.accepted + self.rejected_steps >= self._limit
         return self.active & ~landed & ((self._h < tiny) | many)
 
     def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
         """Samples that cannot go on fail."""
         run, failed = self._run, False
         for b in stuck.nonzero().squeeze(1).tolist():
-            error = self._obstacle(b, float(t[b]), float(taken[b]), float(ratio[b]))
+            at = Stuck(
+                b, *(float(x[b]) for x in (t, taken, ratio, self._h, self._extent, self._times[:, -1])),
+                int(self.accepted[b]), int(self.rejected_steps[b]),
+            )  # fmt: skip
+            error = obstacle(at, self._control, self._limit)
             if error is not None:
                 run.stats.tell(self.accepted, self.rejected_steps)
                 run.fail(b, error)
@@ -214,32 +212,6 @@ class _March:
                 failed = True
         if failed:
             self._scheme = run.persample(self._scheme.y0)
-
-    def _obstacle(self, b: int, t: float, taken: float, ratio: float) -> SolveError | None:
-        """Why sample b cannot go on after an attempt at t of this length, if it cannot."""
-        control, h = self._control, float(self._h[b])
-        accepted, rejected = int(self.accepted[b]), int(self.rejected_steps[b])
-        where = f"sample {b} of the batch: at t = {t:.6g} after {accepted} accepted steps"
-        smallest = max(control.dt_min, 16.0 * math.ulp(max(abs(t), float(self._extent[b]))))
-        if h < smallest and not math.isfinite(ratio):
-            return NonFiniteDerivativeError(
-                f"{where}, f gives NaN or infinity near the solution, or raises RejectStep, even for a "
-                f"step of {taken:.3g}. The solution may blow up here, or leave the domain of f; check f "
-                'at this point, or go on without this sample: on_failure="nan"'
-            )
-        if h < smallest:
-            return StepTooSmallError(
-                f"{where}, the error control asks for a step of {h:.3g}, below {smallest:.3g} (error / "
-                f"tolerance = {ratio:.3g}). f may be stiff or singular here, or the tolerances are below "
-                'what it can resolve: raise them, or go on without this sample: on_failure="nan"'
-            )
-        if accepted + rejected >= (self._run.max_steps or DEFAULT_MAX_STEPS):
-            return MaxStepsError(
-                f"{where} and {rejected} rejected ones, its end at t = {float(self._times[b, -1]):.6g} is "
-                f"not reached; the last step was {taken:.3g}. Raise max_steps or the tolerances; if the "
-                "steps are tiny, the problem may be stiff"
-            )
-        return None
 
     def grid(self) -> SampleGrid:
         """The accepted steps."""
