@@ -15,6 +15,8 @@ from cases import mlp, relative
 from odegrad import errors
 from odegrad.samplegrid import SampleClock, SampleGrid
 from odegrad.schemes.persample import PerSample
+from odegrad.stepsize import History
+from odegrad.stepsize.persample import judge
 
 F64 = torch.float64
 PID = odegrad.PID(rtol=1e-5, atol=1e-5)
@@ -440,6 +442,27 @@ def test_dropout_draws_the_same_numbers_again(checkpoints):
     assert relative(run(odegrad.Discrete(checkpoints)), run(odegrad.Tape())) < 1e-13
 
 
+@pytest.mark.parametrize("checkpoints", [POLICIES[0], POLICIES[7]], ids=str)
+def test_a_field_that_changes_is_noticed(checkpoints):
+    case, calls = Stiffness(), []
+
+    def f(t, y, mu):
+        calls.append(0)
+        return van_der_pol(t, y, mu) * (1 + 1e-6 * len(calls))
+
+    sol = odegrad.solve(
+        f,
+        case.y0,
+        case.ts,
+        (case.mu,),
+        stepsize=PID,
+        batch=0,
+        gradient=odegrad.Discrete(checkpoints),
+    )
+    with pytest.raises(errors.NonDeterministicFieldError):
+        case.gradient(sol)
+
+
 def test_second_derivatives_and_transforms():
     case = Stiffness(3, most=2.0)
 
@@ -603,23 +626,47 @@ def test_a_sample_with_nan_in_its_own_data_harms_no_other():
     assert relative(list(found), list(expected)) < 1e-12
 
 
-def test_f_is_not_evaluated_where_a_finished_sample_would_give_nan():
-    """√(1 − t) has an infinite slope at t = 1, where the first sample ends, and none behind it."""
-    ts = torch.tensor([[0.0, 1.0], [0.0, 0.5]], dtype=F64, requires_grad=True)
+@pytest.mark.parametrize("gradient", [odegrad.Tape(), *map(odegrad.Discrete, POLICIES)], ids=str)
+def test_a_sample_that_is_through_does_not_give_nan(gradient):
+    """√(w a) and √(w (1 − t)) have no derivative at the end of the first sample, a = 0 and t = 1.
+
+    Alone, it is not evaluated there: all stages of the midpoint rule are before it.
+    """
     w = torch.tensor(1.0, dtype=F64, requires_grad=True)
-    stiff = torch.tensor([1.0, 40.0], dtype=F64)
-    y0 = torch.ones(2, 1, dtype=F64)
+    y0 = torch.ones(2, 2, dtype=F64, requires_grad=True)
+    ts = torch.tensor([[0.0, 1.0], [0.0, 0.5]], dtype=F64, requires_grad=True)
 
     def f(t, y):
-        return -w * (torch.sqrt(1 - t) * stiff)[:, None] * y
+        a, b = y[:, 0], y[:, 1]
+        return torch.stack([-torch.ones_like(a), b * (w * a).sqrt() + (w * (1 - t)).sqrt()], 1)
 
-    sol = odegrad.solve(
-        f, y0, ts, scheme=odegrad.Midpoint(), stepsize=SampleGrid.of(
-            [odegrad.Grid((odegrad.grid.Uniform(2),)), odegrad.Grid((odegrad.grid.Uniform(5),))]
-        ), batch=0,
-    )  # fmt: skip
-    found = torch.autograd.grad(sol.ys.sum(), [w, ts])
-    assert all(g.isfinite().all() for g in found)
+    parts = [odegrad.Grid((odegrad.grid.Uniform(n),)) for n in (2, 5)]
+    options = {"scheme": odegrad.Midpoint(), "gradient": gradient}
+    sol = odegrad.solve(f, y0, ts, stepsize=SampleGrid.of(parts), batch=0, **options)
+    found = torch.autograd.grad(loss(sol.ys), [w, y0, ts])
+    alone = [
+        odegrad.solve(f, y0[b : b + 1], ts[b], stepsize=parts[b], **options).ys for b in range(2)
+    ]
+    expected = torch.autograd.grad(loss(torch.cat(alone, 1)), [w, y0, ts])
+    assert relative(list(found), list(expected)) < 1e-13
+
+
+def test_decisions_are_those_of_the_controller_to_the_last_bit():
+    generator = torch.Generator().manual_seed(0)
+    ratios = 10 ** (12 * torch.rand((3, 999), generator=generator, dtype=F64) - 8)
+    ratios[0, :4] = torch.tensor([0.0, math.nan, math.inf, 1.0], dtype=F64)
+    rejected = torch.rand(999, generator=generator) < 0.5
+    for control in (odegrad.PID(), odegrad.PID(p=0.4, i=0.3, d=0.1, safety=0.8, factor_max=5.0)):
+        for order in (1, 2, 5):
+            found = judge(control, *ratios, rejected, order)
+            for b in range(999):
+                ratio, last, before = ratios[:, b].tolist()
+                history = History((last, before), bool(rejected[b]))
+                decision = control.decide(ratio, history, order)
+                assert bool(found.accept[b]) == decision.accept
+                assert float(found.factor[b]) == decision.factor
+                if decision.accept:
+                    assert float(found.last[b]) == decision.history.ratios[0]
 
 
 def rejecting(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def judge(
         factor = factor * _power(before, -d / order)
     factor = control.safety * factor
     accept = finite & (ratio <= 1.0)
-    largest = torch.where(rejected, 1.0, control.factor_max)
+    largest = torch.where(rejected, torch.ones_like(factor), control.factor_max)
     largest = torch.where(accept, largest, control.safety)
     factor = torch.minimum(factor.clamp(min=control.factor_min), largest)
     return Judged(accept, torch.where(finite, factor, control.factor_min), e)

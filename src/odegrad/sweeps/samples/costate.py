@@ -77,28 +77,26 @@ class SampleCostate:
         n_y, run, p = len(self._y0), self._run, graphs.p
         self._inject(kept.n)
         grads = (*self._grad_y, *(self._grad_carry or ()))
-        pairs = [(x, g) for x, g in zip(kept.outputs, grads, strict=False) if x.requires_grad]
+        outer = [(x, g) for x, g in zip(kept.outputs, grads, strict=False) if x.requires_grad]
         wanted = [i for i, x in enumerate(p) if x.requires_grad]
         times = [x for x in kept.times if x.requires_grad]
         inputs = [*kept.inputs, *times, *(p[i] for i in wanted)]
         check_reachable(kept.outputs, inputs)
-        found = torch.autograd.grad(
-            [x for x, _ in pairs],
+        found: OptionalLeaves = torch.autograd.grad(
+            [x for x, _ in outer],
             inputs,
-            [g.to(x.dtype) for x, g in pairs],
+            [g.to(x.dtype) for x, g in outer],
             retain_graph=retain,
             allow_unused=True,
         )
         run.field.transposes += kept.evaluations
         n, m = len(kept.inputs), len(kept.inputs) + len(times)
-        state = tuple(
-            torch.zeros_like(x) if g is None else g
-            for x, g in zip(kept.inputs, found[:n], strict=True)
-        )
+        pairs = zip(kept.inputs, found[:n], strict=True)
+        state = tuple(torch.zeros_like(x) if g is None else g for x, g in pairs)
         grad_p: list[Tensor | None] = [None] * len(p)
         for i, g in zip(wanted, found[m:], strict=True):
             grad_p[i] = g
-        grad_t, grad_dt = (None, None) if not times else found[n:m]
+        grad_t, grad_dt = (found[n], found[n + 1]) if times else (None, None)
         self._take(kept.n, state[:n_y], state[n_y:] or None, grad_t, grad_dt, tuple(grad_p))
         t, dt = kept.times
         self._tell(kept.n, t, dt, kept.inputs[:n_y])

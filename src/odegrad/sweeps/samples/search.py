@@ -201,9 +201,16 @@ class _March:
         run, failed = self._run, False
         for b in stuck.nonzero().squeeze(1).tolist():
             at = Stuck(
-                b, *(float(x[b]) for x in (t, taken, ratio, self._h, self._extent, self._times[:, -1])),
-                int(self.accepted[b]), int(self.rejected_steps[b]),
-            )  # fmt: skip
+                b,
+                t=float(t[b]),
+                taken=float(taken[b]),
+                ratio=float(ratio[b]),
+                h=float(self._h[b]),
+                extent=float(self._extent[b]),
+                end=float(self._times[b, -1]),
+                accepted=int(self.accepted[b]),
+                rejected=int(self.rejected_steps[b]),
+            )
             error = obstacle(at, self._control, self._limit)
             if error is not None:
                 run.stats.tell(self.accepted, self.rejected_steps)
