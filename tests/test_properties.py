@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -379,7 +379,10 @@ def check_adaptive(
 ) -> None:
     """The gradient is that of the recorded grid, and the counts fit each other."""
     call = (problem, times, scheme)
-    ys, found, sol = solved(*call, PID(rtol, rtol), Discrete(checkpoints), False, False)
+    try:
+        ys, found, sol = solved(*call, PID(rtol, rtol), Discrete(checkpoints), False, False)
+    except odegrad.errors.SolveError:
+        reject()  # this random solution blows up
     again, right, replay = solved(*call, sol.grid, Tape(), False, False)
     for a, b in zip(ys, again, strict=True):
         assert torch.equal(a, b)

@@ -17,6 +17,9 @@ from odegrad.sweeps.graphs import STRETCH
 
 __all__ = ["predicted_peak", "working_set"]
 
+_LOSS_BYTES = 64
+"""Single numbers: a streamed loss, its terms and their cotangents; 48 were seen."""
+
 _TIME_BYTES = 24
 """For a landing time, its cotangent, and as much again when these are put together."""
 
@@ -47,6 +50,8 @@ def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
     work = needs.beside(-(-bounds.tape // rehearsal.chunk(bounds.keep)))
     if rehearsal.timed or run.programs is not None:
         work += _TIME_BYTES * max(0, len(run.times) - 2)  # two were rehearsed
+    if run.loss is not None:
+        work += _LOSS_BYTES
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
         return work
     y, labels = nbytes(rehearsal.y0), min(len(run.times) - 2, -(-bounds.tape // rehearsal.spacing))
