@@ -82,12 +82,14 @@ class SampleCostate:
         times = [x for x in kept.times if x.requires_grad]
         inputs = [*kept.inputs, *times, *(p[i] for i in wanted)]
         check_reachable(kept.outputs, inputs)
-        found: OptionalLeaves = torch.autograd.grad(
-            [x for x, _ in outer],
-            inputs,
-            [g.to(x.dtype) for x, g in outer],
-            retain_graph=retain,
-            allow_unused=True,
+        found = list[Tensor | None](
+            torch.autograd.grad(
+                [x for x, _ in outer],
+                inputs,
+                [g.to(x.dtype) for x, g in outer],
+                retain_graph=retain,
+                allow_unused=True,
+            )
         )
         run.field.transposes += kept.evaluations
         n, m = len(kept.inputs), len(kept.inputs) + len(times)
