@@ -101,6 +101,8 @@ class Part:
 
     def read(self, p: Leaves) -> Leaves:
         """The tensors that f reads, for the samples that are evaluated."""
+        if not self._cut:
+            return p
         own = list(p)
         for i in self._cut:
             if torch.is_grad_enabled():
@@ -111,6 +113,8 @@ class Part:
 
     def gathered(self, grads: OptionalLeaves) -> OptionalLeaves:
         """The cotangents of all that f reads."""
+        if not self._cut:
+            return grads
         found = list(grads)
         for i in self._cut:
             g = grads[i]

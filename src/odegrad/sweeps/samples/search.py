@@ -75,6 +75,7 @@ class _March:
         self._rejected = torch.zeros(size, dtype=torch.bool)
         self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
         self.active = torch.full((size,), self._last_segment > 0)
+        self._segment = self._located()
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.y, self.carry = y, Leaves(())
         self._h = torch.ones_like(self._sigma)
@@ -101,12 +102,16 @@ class _March:
             h = _CAUTIOUS * self._extent
         return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
 
+    def _located(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the segment of each sample begins, how far it goes, and how long it is."""
+        start = self._times[self._all, self._j]
+        span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
+        return start, span, span.abs()
+
     def attempt(self, outputs: Buffers, tape: SampleTape | None) -> None:
         """One step of all samples that are active."""
         run, control = self._run, self._control
-        start = self._times[self._all, self._j]
-        span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
-        length = span.abs()
+        start, span, length = self._segment
         size, left = self._h.clamp(max=control.dt_max), length * (1.0 - self._sigma)
         lands = size >= left * (1.0 - 1e-10)
         following = torch.where(lands, 1.0, self._sigma + size / length)
@@ -138,6 +143,7 @@ class _March:
             self._j = self._j + landed
             outputs.put(self._j[b], b, self.y)
             self.active = self.active & (self._j < self._last_segment)
+            self._segment = self._located()
         if bool(stuck.any()):
             self._look(stuck, t, taken, ratio)
         if run.monitor is not None and bool(accept.any()):

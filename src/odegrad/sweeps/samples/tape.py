@@ -32,7 +32,7 @@ class SampleTape:
 
     def __init__(self, keep: Keep) -> None:
         self._stages, self._columns, self._width = keep is Keep.STAGES, Leaves(()), 0
-        self._size = 0
+        self._size, self._puts = 0, 0
 
     def put(self, counts: Tensor, state: Leaves) -> None:
         """Takes in the states before step `counts` of each sample, int64 of shape [B] on the CPU."""
@@ -48,7 +48,10 @@ class SampleTape:
     def _write(self, counts: Tensor, samples: Tensor, leaves: Leaves, first: int) -> None:
         if not leaves or not len(counts):
             return
-        rows = int(counts.max()) + 1
+        self._puts += not first  # as many rows as that at most
+        rows = self._puts
+        if rows > self._size:
+            rows = int(counts.max()) + 1
         last = first + len(leaves)
         if len(self._columns) < last:
             few = max(1, min(_FIRST_ROWS, _FIRST_BYTES // max(1, nbytes(leaves))))
