@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step, StepGrad
 from odegrad.schemes.dense import Read
+from odegrad.schemes.explicit import ExplicitRungeKutta
 from odegrad.schemes.part import Part
 from odegrad.state import Leaves, OptionalLeaves, Time
 
@@ -42,6 +44,7 @@ class PerSample(Scheme):
         cut: For each of the tensors that f reads, whether its dimension 0 is that of the samples; None if
             f has to be evaluated on all samples.
         failed: The samples that failed, bool of shape [B], or None. f gets the start of another one.
+        timed: Whether times and steps are to get cotangents.
     """
 
     base: Scheme
@@ -49,6 +52,7 @@ class PerSample(Scheme):
     y0: Leaves
     cut: tuple[bool, ...] | None = None
     failed: Tensor | None = None
+    timed: bool = True
     order: int = dataclasses.field(init=False, repr=False)
     error_order: int | None = dataclasses.field(init=False, repr=False)
 
@@ -128,7 +132,11 @@ class PerSample(Scheme):
         assert grad_dense is None, "nothing reads single samples inside of a step"
         assert not reads
         part = self._part(~torch.isnan(dt), p)
-        grads = self.base.step_vjp(
+        base = self.base
+        pull = base.step_vjp
+        if not self.timed and isinstance(base, ExplicitRungeKutta):
+            pull = partial(base.step_vjp, timed=False)
+        grads = pull(
             field,
             part.time(t),
             part.length(dt),

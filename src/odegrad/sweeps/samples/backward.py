@@ -107,7 +107,7 @@ class _Engine:
     ) -> None:
         self._run, self._p, self._kept, self._timed, self._retain = run, p, kept, timed, retain
         self._clock = SampleClock(run.accepted_steps, run.landings)
-        self._scheme = run.persample(y0)
+        self._scheme = run.persample(y0, timed)
         self.costate = SampleCostate(run, y0, p, self._clock, timed, grads)
         self._n_leaves, self.current, self._first = len(y0), kept.current(), kept.tape
         n = run.accepted_steps.n_steps

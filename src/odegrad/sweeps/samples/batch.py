@@ -89,10 +89,15 @@ class SampleRun(Run):
         failed[list(self.failures)] = True
         return failed
 
-    def persample(self, y0: Leaves) -> PerSample:
-        """The scheme for the samples that did not fail; y0 is the initial state."""
+    def persample(self, y0: Leaves, timed: bool = True) -> PerSample:
+        """The scheme for the samples that did not fail.
+
+        Arguments:
+            y0: The initial state.
+            timed: Whether times and steps are to get cotangents.
+        """
         start = self.landings[:, 0].contiguous()
-        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), self.cut)
+        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), self.cut, timed=timed)
         return scheme.without(self.failed) if self.failures else scheme
 
     def fail(self, b: int, error: SolveError) -> None:
