@@ -318,6 +318,17 @@ def test_one_time_and_none_between():
         assert torch.equal(grad, torch.ones_like(grad))
 
 
+@pytest.mark.parametrize("stepsize", [PID, odegrad.Steps(2)], ids=str)
+@pytest.mark.parametrize("gradient", [odegrad.Discrete(), odegrad.Tape()], ids=str)
+def test_no_samples_at_all(gradient, stepsize):
+    y0 = torch.zeros(0, 2, dtype=F64, requires_grad=True)
+    for ts in ([0.0, 1.0, 2.0], torch.zeros(0, 3, dtype=F64)):
+        sol = odegrad.solve(lambda t, y: -y, y0, ts, batch=0, gradient=gradient, stepsize=stepsize)
+        assert sol.ys.shape == (3, 0, 2)
+        assert sol.status == ()
+        assert torch.autograd.grad(sol.ys.sum(), [y0])[0].shape == (0, 2)
+
+
 @pytest.mark.parametrize("gradient", [odegrad.Discrete(), odegrad.Tape()], ids=str)
 def test_equal_neighbours(gradient):
     case = Stiffness(3)

@@ -137,7 +137,7 @@ def solve_batch(
     times = checked_sample_times(ts, size)
     landings = sample_times(times.detach(), size)
     ends = tuple(x for row in landings.tolist()[:1] for x in row) or (0.0,)
-    check_times_fit(tuple(landings.flatten().tolist()), leaves)
+    check_times_fit(tuple(times.detach().flatten().tolist()), leaves)
     stepsize = checked_stepsize(stepsize, leaves, ends, True)
     if compile:
         warn(
@@ -220,6 +220,13 @@ def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
     return [own for _, own in pairs]
 
 
+def _rows(run: SampleRun, ts: Tensor) -> tuple[tuple[float, ...], ...]:
+    """The times of each sample."""
+    if ts.ndim == 1:
+        return (tuple(ts.detach().to("cpu", torch.float64).tolist()),) * run.n_samples
+    return tuple(map(tuple, run.landings.tolist()))
+
+
 def _solution(run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor) -> SampleSolution:
     n = run.field.n_state
     samples = range(run.n_samples)
@@ -231,7 +238,7 @@ def _solution(run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor)
             status_of(run.failures[b]) if b in run.failures else Status.SUCCESS for b in samples
         ),
         grid=run.accepted_steps,  # pyright: ignore
-        landings=tuple(map(tuple, run.landings.tolist())),  # pyright: ignore
+        landings=_rows(run, ts),  # pyright: ignore
         running=outputs[n] if len(outputs) > n else None,
         reason=tuple(str(run.failures[b]) if b in run.failures else "" for b in samples),  # pyright: ignore
     )

@@ -55,28 +55,33 @@ class SampleGrid:
 
     @staticmethod
     def of(grids: Sequence[Grid]) -> SampleGrid:
-        """That of samples whose grids are given; they have equally many segments."""
-        n = max((grid.n_steps for grid in grids), default=0)
-        size = (len(grids), n)
+        """That of samples, at least one, whose grids are given; they have equally many segments."""
+        different = list({id(grid): grid for grid in grids}.values())
+        number = {id(grid): u for u, grid in enumerate(different)}
+        which = torch.tensor([number[id(grid)] for grid in grids], dtype=torch.int64)
+        n = max(grid.n_steps for grid in different)
+        size = (len(different), n)
         segments = torch.zeros(size, dtype=torch.int64)
         starts, widths = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
-        for b, grid in enumerate(grids):
-            if b and grid is grids[b - 1]:
-                for x in (segments, starts, widths):
-                    x[b] = x[b - 1]
-                continue
+        for u, grid in enumerate(different):
             places = [(j, i) for j, s in enumerate(grid.segments) for i in range(len(s))]
             k, parts = len(places), grid.segments
-            segments[b, :k] = torch.tensor([j for j, _ in places], dtype=torch.int64)
+            segments[u, :k] = torch.tensor([j for j, _ in places], dtype=torch.int64)
             for x, values in (
                 (starts, [parts[j].start(i) for j, i in places]),
                 (widths, [parts[j].width(i) for j, i in places]),
             ):
-                x[b, :k] = torch.tensor(values, dtype=torch.float64)
-        counts = torch.tensor([grid.n_steps for grid in grids], dtype=torch.int64)
-        n_segments = len(grids[0].segments) if grids else 0
-        j, start, width = (x.T.contiguous() for x in (segments, starts, widths))
+                x[u, :k] = torch.tensor(values, dtype=torch.float64)
+        counts = torch.tensor([grid.n_steps for grid in different], dtype=torch.int64)[which]
+        n_segments = len(grids[0].segments)
+        j, start, width = (x[which].T.contiguous() for x in (segments, starts, widths))
         return SampleGrid(j, start, width, counts, n_segments)
+
+    @staticmethod
+    def empty(n_segments: int) -> SampleGrid:
+        """That of no samples."""
+        whole, real = (torch.zeros((0, 0), dtype=x) for x in (torch.int64, torch.float64))
+        return SampleGrid(whole, real, real, whole[0:0].flatten(), n_segments)
 
     @property
     def n_samples(self) -> int:

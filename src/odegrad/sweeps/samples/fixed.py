@@ -38,7 +38,7 @@ def fixed_steps(run: SampleRun) -> SampleGrid:
                 parts = [control.segment(j, a, b, run.eps) for j, (a, b) in enumerate(pairs)]
                 same[times] = Grid(tuple(parts))
             grids.append(same[times])
-        grid = SampleGrid.of(grids)
+        grid = SampleGrid.of(grids) if grids else SampleGrid.empty(n_segments)
     if run.max_steps is not None and grid.n_steps > run.max_steps:
         b = int(grid.counts.argmax())
         raise MaxStepsError(
