@@ -124,6 +124,24 @@ def test_each_sample_takes_the_steps_that_it_takes_alone(scheme, stepsize, per_s
         assert sol.stats.rejected > 0
 
 
+def test_van_der_pol_of_64_stiffnesses():
+    """What the feature is for; all steps are those that each sample takes alone, to the last bit."""
+    mu = torch.logspace(-1, math.log10(25.0), 64, dtype=F64)[:, None]
+    y0 = torch.tensor([[2.0, 0.0]], dtype=F64).repeat(64, 1)
+    ts = torch.linspace(0.0, 5.0, 4, dtype=F64)
+    sol = odegrad.solve(van_der_pol, y0, ts, (mu,), stepsize=PID, batch=0)
+    for b in range(64):
+        one = odegrad.solve(
+            lambda t, y, mu: van_der_pol(t.reshape(1), y, mu), y0[b : b + 1], ts,
+            (mu[b : b + 1],), stepsize=PID,
+        )  # fmt: skip
+        assert sol.grid[b].times(sol.landings[b]) == one.grid.times(one.landings)
+        assert one.stats.rejected == sol.stats.rejected_by_sample[b]
+        assert torch.equal(sol.ys[:, b], one.ys[:, 0])
+    counts = sol.stats.accepted_by_sample
+    assert counts.max() > 3 * counts.min()
+
+
 def test_f_is_called_once_per_stage_for_all_samples():
     case = Stiffness()
     calls = 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odegrad.state import Leaves, align, wide
-from odegrad.stepsize.pid import PID, SMALLEST_RATIO
+from odegrad.stepsize.pid import PID, SMALLEST_RATIO, power
 
 __all__ = ["Judged", "judge", "sample_norms"]
 
@@ -81,24 +81,14 @@ def judge(
     finite = torch.isfinite(ratio)
     e = ratio.clamp(min=SMALLEST_RATIO)
     p, i, d = control.p, control.i, control.d
-    factor = _power(e, -(p + i + d) / order)
+    factor = power(e, -(p + i + d) / order)
     if p + 2 * d != 0.0:
-        factor = factor * _power(last, (p + 2 * d) / order)
+        factor = factor * power(last, (p + 2 * d) / order)
     if d != 0.0:
-        factor = factor * _power(before, -d / order)
+        factor = factor * power(before, -d / order)
     factor = control.safety * factor
     accept = finite & (ratio <= 1.0)
     largest = torch.where(rejected, torch.ones_like(factor), control.factor_max)
     largest = torch.where(accept, largest, control.safety)
     factor = torch.minimum(factor.clamp(min=control.factor_min), largest)
     return Judged(accept, torch.where(finite, factor, control.factor_min), e)
-
-
-def _power(x: Tensor, exponent: float) -> Tensor:
-    """x to a power.
-
-    Of numbers that do not lie side by side torch takes powers one by one, by the function of the C
-    library, which is Python's; else by a vectorized one that may differ in the last place, after which
-    the steps of a sample would be other ones than alone.
-    """
-    return torch.stack([x, x], dim=1)[:, 0] ** torch.full_like(x, exponent)

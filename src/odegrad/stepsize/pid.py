@@ -182,6 +182,18 @@ def scaled_norm(
     return (norm or rms_norm)(tuple(scaled))
 
 
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x to a power, whatever the number of its entries to the same last digit.
+
+    Of numbers that do not lie side by side torch takes powers one by one, by the function of the C
+    library, which is Python's and that for single numbers; else by a vectorized one that may differ in
+    the last place, after which a sample in a batch would take other steps than alone.
+    """
+    if x.ndim == 0:
+        return x**exponent
+    return torch.stack([x, x], dim=-1)[..., 0] ** torch.full_like(x, exponent)
+
+
 def starting_step(
     field: VectorField,
     control: AdaptiveStepSize,
@@ -235,6 +247,6 @@ def starting_size(
     d2 = size(tuple(b - a for a, b in zip(f0[:n], f1[:n], strict=True))) / h0
     largest = torch.maximum(d1, d2)
     flat = torch.maximum(small, h0 * 1e-3)
-    h1 = torch.where(largest <= 1e-15, flat, (0.01 / largest) ** (1.0 / (order + 1)))
+    h1 = torch.where(largest <= 1e-15, flat, power(0.01 / largest, 1.0 / (order + 1)))
     chosen = torch.minimum(100.0 * h0, h1)
     return torch.where(usable & torch.isfinite(largest), chosen, h0)
