@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 import odegrad
-from cases import mlp, relative
+from cases import leaf, mlp, relative
 from odegrad import errors
+from odegrad.field import VectorField
 from odegrad.samplegrid import SampleClock, SampleGrid
 from odegrad.schemes.persample import PerSample
+from odegrad.state import Structure
 from odegrad.stepsize import History
-from odegrad.stepsize.persample import judge
+from odegrad.stepsize.persample import judge, sample_norms
+from odegrad.stepsize.pid import starting_size, starting_step
 
 F64 = torch.float64
 PID = odegrad.PID(rtol=1e-5, atol=1e-5)
@@ -127,7 +130,8 @@ def test_each_sample_takes_the_steps_that_it_takes_alone(scheme, stepsize, per_s
 def test_van_der_pol_of_64_stiffnesses():
     """What the feature is for; all steps are those that each sample takes alone, to the last bit."""
     mu = torch.logspace(-1, math.log10(25.0), 64, dtype=F64)[:, None]
-    y0 = torch.tensor([[2.0, 0.0]], dtype=F64).repeat(64, 1)
+    generator = torch.Generator().manual_seed(0)
+    y0 = 2.0 * torch.randn(64, 2, dtype=F64, generator=generator)
     ts = torch.linspace(0.0, 5.0, 4, dtype=F64)
     sol = odegrad.solve(van_der_pol, y0, ts, (mu,), stepsize=PID, batch=0)
     for b in range(64):
@@ -278,9 +282,6 @@ def test_closed_form():
 @pytest.mark.parametrize("cut", [None, (False, True)], ids=["masked", "compact"])
 def test_transpose_of_a_round(scheme, cut):
     """⟨w, DΦ·v⟩ = ⟨step_vjp(w), v⟩, by complex-free finite differences of a linear field: exactly."""
-    from odegrad.field import VectorField
-    from odegrad.state import Structure
-
     torch.manual_seed(3)
     shared, own = torch.randn(2, 2, dtype=F64), torch.randn(4, 2, dtype=F64)
     y, start = torch.randn(4, 2, dtype=F64), torch.zeros(4, dtype=F64)
@@ -678,6 +679,22 @@ def test_a_sample_that_is_through_does_not_give_nan(gradient):
     ]
     expected = torch.autograd.grad(loss(torch.cat(alone, 1)), [w, y0, ts])
     assert relative(list(found), list(expected)) < 1e-13
+
+
+def test_starting_sizes_are_those_of_each_sample_to_the_last_bit():
+    y = leaf(500, 2, seed=4).detach()
+    start, control = torch.zeros(500, dtype=F64), odegrad.PID()
+
+    def field(rows):
+        return VectorField(lambda t, y: 3 * y * y - y, Structure(rows), (rows,))
+
+    def norm(x, y0, y1):
+        return sample_norms(control, x, y0, y1)
+
+    found = starting_size(field(y), norm, 5, start, torch.ones_like(start), (y,), ())
+    for b in range(500):
+        one = y[b : b + 1]
+        assert float(found[b]) == starting_step(field(one), control, 5, 0.0, 1.0, (one,), ())
 
 
 def test_decisions_are_those_of_the_controller_to_the_last_bit():
