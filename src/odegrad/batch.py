@@ -14,11 +14,12 @@ from odegrad.assemble import check_callable, read_by
 from odegrad.batchinputs import (
     check_alone,
     check_fits,
+    check_no_breakpoints,
     check_subset,
     checked_batch,
     checked_sample_times,
 )
-from odegrad.errors import InvalidTypeError, InvalidValueError, warn
+from odegrad.errors import InvalidValueError
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.samples import sample_times, solve_samples, with_failed
@@ -129,9 +130,7 @@ def solve_batch(
     check_choices(f, scheme, stepsize, gradient, max_steps)
     check_callable(running, "running", "t, y")
     check_callable(callback, "callback", "info")
-    if not isinstance(args, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidTypeError(f"args must be a tuple, received {type(args).__name__}; write (x,)")
-    check_alone(scheme, stepsize, gradient, loss_at, land)
+    check_alone(args, scheme, stepsize, gradient, loss_at, land, compile)
     leaves, structure = checked_state(y0, check_finite)
     size = check_fits(leaves, structure.leaf_names())
     times = checked_sample_times(ts, size)
@@ -139,15 +138,10 @@ def solve_batch(
     ends = tuple(x for row in landings.tolist()[:1] for x in row) or (0.0,)
     check_times_fit(tuple(times.detach().flatten().tolist()), leaves)
     stepsize = checked_stepsize(stepsize, leaves, ends, True)
-    if compile:
-        warn(
-            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
-            "compiler"
-        )
     marked = None if marks is None else _marked(marks.args, args, size)
     args = pytree.tree_map(ordinary, args)
     leaves, times = tuple(map(substituted, leaves)), substituted(times)
-    check_alone_with(f, running, args, breakpoints)
+    check_no_breakpoints(f, running, args, breakpoints)
     field = VectorField(f, structure, leaves, args, running)
     start = landings[:, 0].contiguous()
     p = read_by(field, start, leaves, stepsize)
@@ -165,29 +159,23 @@ def solve_batch(
         stats=SampleStats(), landings=landings, cut=cut, check_finite=check_finite,
         salvage=on_failure != "raise",
     )  # fmt: skip
+    outputs = _outputs(run, gradient, y, p, times, on_failure == "nan")
+    return _solution(run, outputs, structure, times)
+
+
+def _outputs(
+    run: SampleRun, gradient: Gradient, y: Leaves, p: Leaves, times: Tensor, nan: bool
+) -> Leaves:
+    """The states at all times, leaves of shape [T, B, …]; `nan`: NaN for samples that failed."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times)):
         assert isinstance(gradient, Discrete | Tape)
         outputs = solve_samples(gradient, run, y, p, times)
     else:
         with torch.no_grad():
-            outputs, _ = field.bound(p, lambda: ahead(run, y, p, None))
+            outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
     if run.failures:
-        outputs = with_failed(run, outputs, (*y, *p, times), len(y), on_failure == "nan")
-    return _solution(run, outputs, structure, times)
-
-
-def check_alone_with(
-    f: object, running: object, args: object, breakpoints: Sequence[float] | Tensor
-) -> None:
-    """Refuses breakpoints, whether given or declared by modules that f reads."""
-    from odegrad.breakpoints import Breakpoints
-
-    readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
-    if Breakpoints.found(breakpoints, readers).times:
-        raise InvalidValueError(
-            "breakpoints do not go with batch yet, whether given or declared by a control that f reads: "
-            "leave batch out, or put the breakpoints into ts"
-        )
+        outputs = with_failed(run, outputs, (*y, *p, times), len(y), nan)
+    return outputs
 
 
 def _quadratures(field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int) -> Leaves:

@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from odegrad.breakpoints import Breakpoints
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
     InvalidValueError,
     NonFiniteInputError,
+    warn,
 )
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
@@ -22,7 +25,14 @@ from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize, StepSize
 
-__all__ = ["check_alone", "check_fits", "check_subset", "checked_batch", "checked_sample_times"]
+__all__ = [
+    "check_alone",
+    "check_fits",
+    "check_no_breakpoints",
+    "check_subset",
+    "checked_batch",
+    "checked_sample_times",
+]
 
 T = TypeVar("T")
 
@@ -51,14 +61,23 @@ def checked_batch(batch: object, samples: type[T]) -> T | None:
 
 
 def check_alone(
-    scheme: Scheme, stepsize: StepSize, gradient: Gradient, loss_at: object, land: object
+    args: object,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+    loss_at: object,
+    land: object,
+    compile: bool,
 ) -> None:
-    """Whether the choices go with steps for each sample.
+    """Whether the choices go with steps for each sample; `compile` has no effect, with a warning.
 
     Raises:
+        InvalidTypeError: If args is no tuple.
         InvalidValueError: If one does not.
         GradientUnavailableError: If a transform is active that does not.
     """
+    if not isinstance(args, tuple):
+        raise InvalidTypeError(f"args must be a tuple, received {type(args).__name__}; write (x,)")
     if not isinstance(gradient, Discrete | Tape):
         raise InvalidValueError(
             f"batch goes with gradient=Discrete() or Tape(), received {gradient}: leave batch out"
@@ -95,6 +114,27 @@ def check_alone(
         raise GradientUnavailableError(
             f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
             "take torch.func.grad, vjp or jacrev"
+        )
+    if compile:
+        warn(
+            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
+            "compiler"
+        )
+
+
+def check_no_breakpoints(
+    f: object, running: object, args: object, breakpoints: Sequence[float] | Tensor
+) -> None:
+    """Refuses breakpoints, given or declared by modules that f reads.
+
+    Raises:
+        InvalidValueError: If there are some.
+    """
+    readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
+    if Breakpoints.found(breakpoints, readers).times:
+        raise InvalidValueError(
+            "breakpoints do not go with batch yet, whether given or declared by a control that f reads: "
+            "leave batch out, or put the breakpoints into ts"
         )
 
 

@@ -185,9 +185,8 @@ def scaled_norm(
 def power(x: Tensor, exponent: float) -> Tensor:
     """x to a power, whatever the number of its entries to the same last digit.
 
-    Of numbers that do not lie side by side torch takes powers one by one, by the function of the C
-    library, which is Python's and that for single numbers; else by a vectorized one that may differ in
-    the last place, after which a sample in a batch would take other steps than alone.
+    Of numbers that do not lie side by side torch takes powers one by one, as of single numbers and as
+    Python does; else by a function that may differ in the last place.
     """
     if x.ndim == 0:
         return x**exponent

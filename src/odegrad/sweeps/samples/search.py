@@ -70,8 +70,7 @@ class _March:
         # Per sample: the segment, what of it is done, what the controller remembers.
         self._j = torch.zeros(size, dtype=torch.int64)
         self._sigma = torch.zeros(size, dtype=torch.float64)
-        self._last = torch.ones(size, dtype=torch.float64)
-        self._before = torch.ones(size, dtype=torch.float64)
+        self._last = self._before = torch.ones(size, dtype=torch.float64)
         self._rejected = torch.zeros(size, dtype=torch.bool)
         self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
         self.active = torch.full((size,), self._last_segment > 0)
@@ -187,8 +186,7 @@ class _March:
         if bool(accept.all()):
             self.y, self.carry = after
             return
-        device = self.y[0].device
-        mask = accept.to(device)
+        mask = accept.to(self.y[0].device)
         self.y = _choose(mask, after[0], self.y)
         self.carry = _choose(mask, after[1], self.carry)
 
@@ -204,7 +202,7 @@ class _March:
 
     def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
         """Samples that cannot go on fail."""
-        run, failed = self._run, False
+        run = self._run
         for b in stuck.nonzero().squeeze(1).tolist():
             at = Stuck(
                 b,
@@ -222,8 +220,7 @@ class _March:
                 run.stats.tell(self.accepted, self.rejected_steps)
                 run.fail(b, error)
                 self.active[b] = False
-                failed = True
-        if failed:
+        if run.failures:
             self._scheme = run.persample(self._scheme.y0)
 
     def grid(self) -> SampleGrid:
