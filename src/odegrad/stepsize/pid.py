@@ -128,7 +128,6 @@ class PID:
                 raise InvalidValueError(
                     f"PID: {name} must be {rule}, received {getattr(self, name)!r}"
                 )
-
         if self.rtol >= 1:
             warn(f"PID: rtol={self.rtol} of 1 or more allows errors as large as the state")
 
