@@ -261,8 +261,8 @@ MUTANTS = [
     Mutant(
         "a shape that only broadcasts is accepted",
         "outputs.py",
-        "if slope.shape != shape:",
-        "if slope.ndim != len(shape):",
+        "if slope.shape != leaf.shape:",
+        "if slope.ndim != leaf.ndim:",
         "tests/test_bad_inputs.py",
     ),
     Mutant(

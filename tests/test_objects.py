@@ -50,6 +50,8 @@ VALUES = [
     odegrad.Grid((grid.Uniform(2), grid.Nodes((0.0, 0.3, 1.0)))),
     History((0.5, 0.25), rejected=True),
     odegrad.Share(0.5),
+    odegrad.Samples(),
+    odegrad.Samples(args=(0, None)),
     odegrad.GaussKronrod(rtol=1e-4),
     *SCHEDULES,
     *(Discrete(schedule) for schedule in SCHEDULES),
@@ -84,7 +86,13 @@ def test_round_trips(value: Any) -> None:
 
 def test_every_public_choice_is_among_them() -> None:
     """What is exported and is a frozen dataclass with values to choose."""
-    results = (odegrad.Solution, odegrad.Plan, odegrad.GradientDensity, odegrad.StepInfo)
+    results = (
+        odegrad.Solution,
+        odegrad.SampleSolution,
+        odegrad.Plan,
+        odegrad.GradientDensity,
+        odegrad.StepInfo,
+    )
     public = {
         x
         for x in NAMES.values()

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from odegrad import controls, errors, schemes
 from odegrad.audit import Audit, audit
+from odegrad.batch import Samples, SampleSolution
 from odegrad.budget import Share
 from odegrad.checkpoints import (
     Binomial,
@@ -103,6 +104,8 @@ __all__ = [
     "Mismatched",
     "Quadrature",
     "RejectStep",
+    "SampleSolution",
+    "Samples",
     "Tangent",
     "Fehlberg2",
     "Fixed",

@@ -30,14 +30,15 @@ from odegrad.inputs import (
     ordinary,
 )
 from odegrad.labelloss import LabelLoss
+from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
-from odegrad.state import Leaves, Structure, widest_real_dtype
+from odegrad.state import Leaves, Structure, Time, widest_real_dtype
 from odegrad.stepsize import AdaptiveStepSize, StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import Monitor, Run, StepInfo
 
-__all__ = ["Problem", "assemble"]
+__all__ = ["Problem", "assemble", "check_callable", "read_by"]
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,16 @@ def assemble(
         OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
     """
     check_choices(f, scheme, stepsize, gradient, max_steps)
+    if isinstance(stepsize, SampleGrid):
+        stepsize.check(0)
     # Under a transform numbers cannot be looked at, so their finiteness is not checked.
     transformed = forward_transform()
     if transformed:
         gradient, compile = _under(transformed, gradient, compile), False
     check_finite = check_finite and not transformed
-    _check_callable(running, "running", "t, y")
-    _check_callable(loss_at, "loss_at", "j, y")
-    _check_callable(callback, "callback", "info")
+    check_callable(running, "running", "t, y")
+    check_callable(loss_at, "loss_at", "j, y")
+    check_callable(callback, "callback", "info")
     _check_together(args, loss_at, compile, gradient)
     leaves, structure = checked_state(y0, check_finite)
     times_tensor, times = checked_times(ts)
@@ -129,7 +132,7 @@ def assemble(
         field, p, programs = prepared.field, prepared.field.arguments, prepared.programs
     else:
         field = VectorField(f, structure, leaves, args, running)
-        p = _read_by(field, times[0], leaves, stepsize)
+        p = read_by(field, times[0], leaves, stepsize)
     y = (*leaves, *field.cost_leaves(times[0], leaves, p))
     loss = None
     if loss_at is not None:
@@ -223,7 +226,8 @@ def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:
     return Tape()
 
 
-def _check_callable(function: object, name: str, arguments: str) -> None:
+def check_callable(function: object, name: str, arguments: str) -> None:
+    """Whether something is a function, or None."""
     if function is not None and not callable(function):
         raise InvalidTypeError(
             f"{name} must be callable as {name}({arguments}), received {type(function).__name__}"
@@ -248,7 +252,7 @@ def _check_together(args: object, loss_at: object, compile: bool, gradient: Grad
         )
 
 
-def _read_by(field: VectorField, t: float, y: Leaves, stepsize: StepSize) -> Leaves:
+def read_by(field: VectorField, t: Time, y: Leaves, stepsize: StepSize) -> Leaves:
     """The tensors that f reads."""
     p = field.arguments
     # Without gradients, adaptive steps still have to know whether f draws random numbers.

@@ -245,7 +245,7 @@ class VectorField:
         state = self._state.unflatten(leaves)
         args = self._arguments(p)
         try:
-            slopes = self._outputs.slopes(self._functions[0](time, state, *args))
+            slopes = self._outputs.slopes(self._functions[0](time, state, *args), leaves)
             cost = [self._outputs.cost(ell(time, state, *args)) for ell in self._functions[1:]]
         except Exception as error:
             annotate(error, f"f was evaluated at t = {t}")
@@ -295,12 +295,12 @@ class VectorField:
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
         return self._args.unflatten(leaves)
 
-    def cost_leaves(self, t: float, y: Leaves, p: Leaves) -> Leaves:
+    def cost_leaves(self, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """Zeros shaped like the running cost at (t, y): the initial quadrature leaves."""
         if len(self._functions) == 1:
             return ()
         with torch.no_grad():
-            time = torch.full((), t, dtype=self.time_dtype, device=self.device)
+            time = torch.as_tensor(t).to(dtype=self.time_dtype, device=self.device)
             cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
             return (torch.zeros_like(self._outputs.cost(cost)),)
 

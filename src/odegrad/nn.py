@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from odegrad.batch import Samples
 from odegrad.errors import InvalidTypeError
 from odegrad.gradients import Discrete, Gradient
 from odegrad.schemes import Tsit5
@@ -28,6 +29,7 @@ class NeuralODE(nn.Module):
         gradient: As for `odegrad.solve`.
         compile: As for `odegrad.solve`.
         land: As for `odegrad.solve`.
+        batch: As for `odegrad.solve`; `net` gets t of shape [B] then.
         on_failure: As for `odegrad.solve`.
 
     Example:
@@ -46,6 +48,7 @@ class NeuralODE(nn.Module):
         gradient: Gradient = Discrete(),
         compile: bool = False,
         land: bool | None = None,
+        batch: int | Samples | None = None,
         on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ class NeuralODE(nn.Module):
         self.gradient = gradient
         self.compiles = compile  # nn.Module.compile is a method
         self.land = land
+        self.batch = batch
         self.on_failure: OnFailure = on_failure
         self._autonomous = _takes_one(net)
 
@@ -76,12 +80,14 @@ class NeuralODE(nn.Module):
             gradient=self.gradient,
             compile=self.compiles,
             land=self.land,
+            batch=self.batch,
             on_failure=self.on_failure,
         ).ys
 
     def extra_repr(self) -> str:
         """The choices, for repr."""
         choices = f"scheme={self.scheme}, stepsize={self.stepsize}, gradient={self.gradient}"
+        choices += "" if self.batch is None else f", batch={self.batch}"
         return f"{choices}, compile=True" if self.compiles else choices
 
     def _state_only(self, t: Tensor, y: Any) -> Any:

@@ -18,7 +18,7 @@ class Outputs:
 
     Arguments:
         state: The structure of the state.
-        y0: Its leaves, which fix shapes, dtypes and devices.
+        y0: Its leaves, which fix dtypes and devices.
 
     Raises:
         FieldOutputError: From `slopes`, if the result is not a derivative of the state.
@@ -27,25 +27,25 @@ class Outputs:
 
     def __init__(self, state: Structure, y0: Leaves) -> None:
         self._state = state
-        self._like = [(x.shape, x.dtype, x.device) for x in y0]
+        self._like = [(x.dtype, x.device) for x in y0]
         self._warned = False
 
-    def slopes(self, result: Any) -> list[Tensor]:
-        """The leaves of what f returned, in the dtypes of the state."""
+    def slopes(self, result: Any, y: Leaves) -> list[Tensor]:
+        """The leaves of what f returned for the state y, in the dtypes of the state."""
         slopes = self._state.flatten(result)
         if slopes is None:
             raise FieldOutputTypeError(
                 f"f must return the structure of the state, {self._state!r}; "
                 f"it returned {type(result).__name__}: {Structure(result)!r}"
             )
-        for i, (slope, (shape, dtype, device)) in enumerate(zip(slopes, self._like, strict=True)):
+        for i, (slope, leaf, (dtype, device)) in enumerate(zip(slopes, y, self._like, strict=True)):
             if not isinstance(slope, Tensor):
                 raise FieldOutputTypeError(
                     f"f must return tensors; leaf {self.leaf(i)} is a {type(slope).__name__}"
                 )
-            if slope.shape != shape:
+            if slope.shape != leaf.shape:
                 raise FieldOutputError(
-                    f"f returned shape {list(slope.shape)} where the state is {list(shape)} "
+                    f"f returned shape {list(slope.shape)} where the state is {list(leaf.shape)} "
                     f"(leaf {self.leaf(i)}); the derivative has the shape of the state"
                 )
             if slope.device != device:

@@ -9,11 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from odegrad.errors import InvalidValueError
+from odegrad.errors import (
+    InvalidValueError,
+    MaxStepsError,
+    NonFiniteDerivativeError,
+    NonFiniteStateError,
+    RejectStep,
+    SolveError,
+    StepTooSmallError,
+)
 from odegrad.grid import Grid
 from odegrad.sweeps import Stats
 
-__all__ = ["Solution", "Status"]
+__all__ = ["Solution", "Status", "status_of"]
 
 
 class Status(enum.Enum):
@@ -26,6 +34,20 @@ class Status(enum.Enum):
     NON_FINITE_STATE = "the solution became NaN or infinite"
     STEP_REJECTED = "f rejected a step of a fixed grid"
     FAILED = "the solve failed"
+
+
+_STATUS: dict[type[SolveError], Status] = {
+    MaxStepsError: Status.MAX_STEPS,
+    StepTooSmallError: Status.STEP_TOO_SMALL,
+    NonFiniteDerivativeError: Status.NON_FINITE_DERIVATIVE,
+    NonFiniteStateError: Status.NON_FINITE_STATE,
+    RejectStep: Status.STEP_REJECTED,
+}
+
+
+def status_of(error: SolveError) -> Status:
+    """How a solve ended that failed by `error`."""
+    return _STATUS.get(type(error), Status.FAILED)
 
 
 @dataclass(frozen=True)

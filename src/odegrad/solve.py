@@ -10,24 +10,16 @@ import torch
 from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
+from odegrad.batch import Samples, solve_batch
 from odegrad.dense import Reader
-from odegrad.errors import (
-    InvalidValueError,
-    MaxStepsError,
-    NonFiniteDerivativeError,
-    NonFiniteStateError,
-    RejectStep,
-    SolveError,
-    StepTooSmallError,
-    warn,
-)
+from odegrad.errors import InvalidValueError, SolveError, warn
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.failed import failed
 from odegrad.grid import Grid
 from odegrad.inputs import check_loss, check_result
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
-from odegrad.solution import Solution, Status
+from odegrad.solution import Solution, Status, status_of
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, AdaptiveStepSize, Steps, StepSize
 from odegrad.sweeps import StepInfo, forward
@@ -42,7 +34,7 @@ OnFailure: TypeAlias = Literal["raise", "nan", "return"]
 def solve(
     f: Callable[..., Any],
     y0: Any,
-    ts: Tensor | Sequence[float],
+    ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
     args: tuple[Any, ...] = (),
     *,
     scheme: Scheme = Tsit5(),
@@ -53,6 +45,7 @@ def solve(
     loss_at: Callable[..., Any] | None = None,
     breakpoints: Sequence[float] | Tensor = (),
     land: bool | None = None,
+    batch: int | Samples | None = None,
     max_steps: int | None = None,
     on_failure: OnFailure = "raise",
     check_finite: bool = True,
@@ -112,6 +105,18 @@ def solve(
             gradient modes that start anew at every time). None is True, but for a `grid` that was
             recorded otherwise. The derivative with respect to a time that is read is the slope of the
             dense output.
+        batch: 0 gives each sample, an index along dimension 0 of every leaf of y0, steps of its own, as
+            if it were solved alone: its own sizes, rejections, times (ts of shape [T], or [B, T]) and
+            status. f is still called with all samples, once for all of them, and t has shape [B] then.
+            A sample that is at its end (or was rejected, in the backward sweep) is evaluated at its
+            initial state, and the result is not used. `Samples` leaves it out. The result is a
+            `SampleSolution`: status, reason and grid are per sample. A sample that fails harms no other:
+            with `on_failure` not "raise", its ys are NaN (or what was reached), its rows of the gradient
+            are NaN, and so are those of what it shares with others, if the loss depends on its ys; if
+            not, it has no share in the gradient. Where f raises `RejectStep`, halves of the samples are
+            tried, to find those that are meant (on a fixed grid all fail). Goes with `Discrete` and
+            `Tape`; not with `loss_at`, `breakpoints`, ``land=False``, multistep schemes or a memory
+            budget; `compile` has no effect. A `running` cost returns shape [B].
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
@@ -138,12 +143,14 @@ def solve(
         >>> print(f"{sol.ys[-1].item():.6f} {rate.grad.item():.6f}")  # exp(-2), -exp(-2)
         0.135335 -0.135335
     """
+    times: Any = ts
     if torch.compiler.is_compiling():
         ordinary = (
             loss_at is None
             and len(breakpoints) == 0
             and not has_breakpoints(f)
             and land is not False
+            and batch is None
             and max_steps is None
             and on_failure == "raise"
             and not (progress or compile)
@@ -154,14 +161,14 @@ def solve(
             isinstance(gradient, Discrete) and not gradient.limited
         )
         if isinstance(stepsize, Steps) and ordinary and unlimited:
-            return solve_traced(f, y0, ts, args, scheme, stepsize.n, running)
+            return solve_traced(f, y0, times, args, scheme, stepsize.n, running)
         run = _outside_of_graphs
     else:
         run = _solve
     return run(
         f,
         y0,
-        ts,
+        times,
         args,
         on_failure,
         compile,
@@ -172,6 +179,7 @@ def solve(
         loss_at=loss_at,
         breakpoints=breakpoints,
         land=land,
+        batch=batch,
         max_steps=max_steps,
         check_finite=check_finite,
         progress=progress,
@@ -202,11 +210,14 @@ def _solve(
     **options: Any,
 ) -> Solution:
     """`solve`, where numbers can be looked at."""
-    assembled = partial(assemble, f, y0, ts, args, **options)
     if on_failure not in ("raise", "nan", "return"):
         raise InvalidValueError(
             f'on_failure must be "raise", "nan" or "return", received {on_failure!r}'
         )
+    batch = options.pop("batch")
+    if batch is not None:
+        return solve_batch(f, y0, ts, args, on_failure, compile, batch, **options)
+    assembled = partial(assemble, f, y0, ts, args, **options)
     if compile:
         from odegrad.compiled import NotCompilable  # what it imports takes its time
 
@@ -230,7 +241,7 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         if on_failure == "raise":
             raise
         outputs = _after_failure(problem, outputs, on_failure)
-        status, reason = _STATUS.get(type(error), Status.FAILED), str(error)
+        status, reason = status_of(error), str(error)
     ys, n = None, 1
     if run.loss is None:
         n = run.field.n_state
@@ -247,15 +258,6 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         reason=reason,
         _read=Reader(problem, solved) if status is Status.SUCCESS else None,
     )
-
-
-_STATUS: dict[type[SolveError], Status] = {
-    MaxStepsError: Status.MAX_STEPS,
-    StepTooSmallError: Status.STEP_TOO_SMALL,
-    NonFiniteDerivativeError: Status.NON_FINITE_DERIVATIVE,
-    NonFiniteStateError: Status.NON_FINITE_STATE,
-    RejectStep: Status.STEP_REJECTED,
-}
 
 
 def _outputs(problem: Problem) -> Leaves:

@@ -10,6 +10,7 @@ is formed in single precision and rounded once: what is stored is what f is eval
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -165,6 +166,8 @@ def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leav
 
     The product h·w_j is formed first, in double precision for floats and float64 tensors.
     """
+    if isinstance(h, Tensor) and h.ndim == 1:
+        return _combined(None, h, weights, slopes)
     total: list[Tensor] | None = None
     for weight, slope in zip(weights, slopes, strict=False):
         if weight == 0.0:
@@ -183,6 +186,9 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
         weights: w, one number (or 0-dim tensor) per slope; slopes beyond its length are ignored.
         slopes: k, each with the shapes of `y`.
     """
+    if isinstance(h, Tensor) and h.ndim == 1 and not any(isinstance(w, Tensor) for w in weights):
+        numbers = tuple(w for w in weights if not isinstance(w, Tensor))
+        return _combined(y, h, numbers, slopes) or y
     result = list(map(wide, y))
     for weight, slope in zip(weights, slopes, strict=False):
         if isinstance(weight, Tensor) or weight != 0.0:
@@ -190,6 +196,34 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
             terms = map(wide, slope)
             result = [a + k * align(c, k) for a, k in zip(result, terms, strict=True)]
     return rounded(result, y)
+
+
+def _combined(
+    y: Leaves | None, h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]
+) -> Leaves | None:
+    """`axpy` (`combine` without y) for a step per sample: the same sums, in fewer operations."""
+    pairs = [(w, k) for w, k in zip(weights, slopes, strict=False) if w != 0.0]
+    if not pairs:
+        return None
+    table = _column(tuple(w for w, _ in pairs), h.dtype, h.device) * h
+    result: list[Tensor] = []
+    for i, leaf in enumerate(pairs[0][1]):
+        first = wide(leaf)
+        steps = table.to(device=leaf.device, dtype=real_dtype(first.dtype))
+        steps = steps.reshape(*table.shape, *[1] * (leaf.ndim - 1)).unbind()
+        total = None if y is None else wide(y[i])
+        for (_, k), c in zip(pairs, steps, strict=True):
+            term = wide(k[i]) * c
+            total = term if total is None else total + term
+        assert total is not None
+        result.append(total)
+    return rounded(result, pairs[0][1] if y is None else y)
+
+
+@lru_cache(maxsize=1 << 10)
+def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers below each other."""
+    return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
 
 
 def inner(x: Leaves, y: OptionalLeaves, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from odegrad.identity import owner
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Run
 
-__all__ = ["Discrete"]
+__all__ = ["Discrete", "check_rewinding"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Discrete(Gradient):
             plan = self.plan(run, y0, p, ts, counted=False)
             checkpoints = plan.checkpoints
             run.stats.working_bytes = plan.output_bytes + plan.working_bytes
-        _check_rewinding(run, checkpoints)
+        check_rewinding(run, checkpoints)
         run.replay_check = self.replay_check
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         curved = partial(second, run, self._lifted_schedule, len(y0))
@@ -144,7 +144,7 @@ class Discrete(Gradient):
         Raises:
             MemoryBudgetError: If the memory is too little.
         """
-        _check_rewinding(run, self.checkpoints)
+        check_rewinding(run, self.checkpoints)
         wanted = tuple(map(may_need_gradient, (*p, ts)))
         n_y, retained = len(y0), transformed()  # transforms retain what was kept
 
@@ -177,7 +177,7 @@ class Discrete(Gradient):
         return plan
 
 
-def _check_rewinding(run: Run, checkpoints: Checkpoints | None) -> None:
+def check_rewinding(run: Run, checkpoints: Checkpoints | None) -> None:
     """Whether the scheme and the field go with a schedule that rewinds."""
     if not isinstance(checkpoints, Rewind):
         return

@@ -171,11 +171,13 @@ class ExplicitRungeKutta(Scheme):
         kept: Sequence[Leaves] | None = None,
         after: bool = False,
         reads: Sequence[Read] = (),
+        timed: bool = True,
     ) -> StepGrad:
         """The transpose of one step, stage by stage; see the head of this module.
 
         With the slopes in `kept`, the graph of one evaluation of f exists at a time, else that of all. If
-        the state was read by an interpolant that evaluates f, the step is transposed by one graph.
+        the state was read by an interpolant that evaluates f, the step is transposed by one graph. Unless
+        `timed`, t and dt get no cotangents, though they may be tensors.
         """
         if reads and self.interpolant is None:
             return super().step_vjp(
@@ -192,11 +194,10 @@ class ExplicitRungeKutta(Scheme):
         while outside[last - 1] is None and tab.b[last - 1] == 0.0:
             last -= 1  # nothing behind it is reached: the last slope of FSAL, or one for the error
         stages = _Stages(tab, field, t, dt, y, carry, p, last, kept)
-        timed = isinstance(dt, Tensor)
 
         grad_p: list[Tensor | None] = [None] * len(p)
-        grad_t: Tensor | None = torch.zeros_like(t) if isinstance(t, Tensor) else None
-        grad_dt: Tensor | None = torch.zeros_like(dt) if timed else None
+        grad_t: Tensor | None = torch.zeros_like(t) if timed and isinstance(t, Tensor) else None
+        grad_dt: Tensor | None = torch.zeros_like(dt) if timed and isinstance(dt, Tensor) else None
         pulled: list[Leaves | None] = [None] * tab.stages
         total, grad_first = tuple(map(wide, grad_y)), None
         for i in reversed(range(last)):
@@ -204,7 +205,7 @@ class ExplicitRungeKutta(Scheme):
                 (tab.a[j][i], w) for j in range(i + 1, last) if (w := pulled[j]) is not None
             ]
             weights, vectors = [w for w, _ in terms], [x for _, x in terms]
-            if timed:
+            if isinstance(dt, Tensor):
                 u = combine(1.0, weights, vectors)
                 kappa = None if u is None else scale(dt, u)
                 if u is not None and grad_dt is not None:
@@ -220,7 +221,7 @@ class ExplicitRungeKutta(Scheme):
             tau, pulled[i], more = stages.vjp(i, cotangent)
             total = tuple(a + b for a, b in zip(total, pulled[i] or (), strict=True))
             grad_p = _accumulate(grad_p, more)
-            if tau is not None:
+            if timed and tau is not None:
                 grad_t = tau if grad_t is None else grad_t + tau
                 grad_dt = None if grad_dt is None else grad_dt + tab.c[i] * tau
         end = axpy(y, dt, tab.b, stages.again) if after else None

@@ -128,7 +128,6 @@ class PID:
                 raise InvalidValueError(
                     f"PID: {name} must be {rule}, received {getattr(self, name)!r}"
                 )
-
         if self.rtol >= 1:
             warn(f"PID: rtol={self.rtol} of 1 or more allows errors as large as the state")
 
@@ -180,6 +179,17 @@ def scaled_norm(
             s = torch.where(e == 0, torch.zeros_like(s), s)
         scaled.append(s)
     return (norm or rms_norm)(tuple(scaled))
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x to a power, whatever the number of its entries to the same last digit.
+
+    Of numbers that do not lie side by side torch takes powers one by one, as of single numbers and as
+    Python does; else by a function that may differ in the last place.
+    """
+    if x.ndim == 0:
+        return x**exponent
+    return torch.stack([x, x], dim=-1)[..., 0] ** torch.full_like(x, exponent)
 
 
 def starting_step(
@@ -235,6 +245,6 @@ def starting_size(
     d2 = size(tuple(b - a for a, b in zip(f0[:n], f1[:n], strict=True))) / h0
     largest = torch.maximum(d1, d2)
     flat = torch.maximum(small, h0 * 1e-3)
-    h1 = torch.where(largest <= 1e-15, flat, (0.01 / largest) ** (1.0 / (order + 1)))
+    h1 = torch.where(largest <= 1e-15, flat, power(0.01 / largest, 1.0 / (order + 1)))
     chosen = torch.minimum(100.0 * h0, h1)
     return torch.where(usable & torch.isfinite(largest), chosen, h0)

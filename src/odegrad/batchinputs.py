@@ -1,0 +1,249 @@
+"""Checks of what a user passes to `odegrad.solve` with ``batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from odegrad.breakpoints import Breakpoints
+from odegrad.errors import (
+    GradientUnavailableError,
+    InvalidTypeError,
+    InvalidValueError,
+    NonFiniteInputError,
+    warn,
+)
+from odegrad.field import VectorField
+from odegrad.gradients import Discrete, Gradient, Tape
+from odegrad.gradients.base import forward_transform
+from odegrad.inputs import ordinary
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves
+from odegrad.stepsize import PID, FixedStepSize, StepSize
+
+__all__ = [
+    "check_alone",
+    "check_fits",
+    "check_no_breakpoints",
+    "check_subset",
+    "checked_batch",
+    "checked_sample_times",
+]
+
+T = TypeVar("T")
+
+_WHAT_TO_DO = (
+    "What belongs to single samples has to be in args and marked: Samples(args=(0,)). Else use "
+    "batch=0"
+)
+
+
+def checked_batch(batch: object, samples: type[T]) -> T | None:
+    """None for 0, or the object that says which args have a row for each sample.
+
+    Raises:
+        InvalidValueError: If it is neither.
+    """
+    if isinstance(batch, samples):
+        return batch
+    if batch is samples:
+        raise InvalidTypeError("batch must be an object, received the class; write batch=Samples()")
+    if type(batch) is int and batch == 0:
+        return None
+    raise InvalidValueError(
+        f"batch must be None, 0 (the samples are along dimension 0) or Samples(…), received {batch!r}; "
+        "move the dimension of the samples to the front"
+    )
+
+
+def check_alone(
+    args: object,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+    loss_at: object,
+    land: object,
+    compile: bool,
+) -> None:
+    """Whether the choices go with steps for each sample; `compile` has no effect, with a warning.
+
+    Raises:
+        InvalidTypeError: If args is no tuple.
+        InvalidValueError: If one does not.
+        GradientUnavailableError: If a transform is active that does not.
+    """
+    if not isinstance(args, tuple):
+        raise InvalidTypeError(f"args must be a tuple, received {type(args).__name__}; write (x,)")
+    if not isinstance(gradient, Discrete | Tape):
+        raise InvalidValueError(
+            f"batch goes with gradient=Discrete() or Tape(), received {gradient}: leave batch out"
+        )
+    if isinstance(gradient, Discrete) and gradient.memory is not None:
+        raise InvalidValueError(
+            f"a memory budget does not go with batch yet, received memory={gradient.memory!r}: choose a "
+            "schedule, such as Discrete(odegrad.Binomial(8))"
+        )
+    if loss_at is not None:
+        raise InvalidValueError(
+            "loss_at does not go with batch yet: compute the loss from the ys of a solve without it"
+        )
+    if land is False:
+        raise InvalidValueError(
+            "land=False does not go with batch yet: samples land on each of their times. Leave land out"
+        )
+    if not scheme.traceable:
+        raise InvalidValueError(
+            f"{scheme} begins with other steps than it goes on with, for all samples at once, which "
+            "does not go with batch: use a one-step scheme such as Tsit5()"
+        )
+    if not isinstance(stepsize, FixedStepSize) and not (
+        isinstance(stepsize, PID)
+        and type(stepsize).decide is PID.decide
+        and type(stepsize).scaled_norm is PID.scaled_norm
+    ):
+        raise InvalidValueError(
+            f"batch goes with PID, which decides for all samples at once, received {stepsize}: use "
+            "PID(…), or leave batch out"
+        )
+    transform = forward_transform()
+    if transform is not None:
+        raise GradientUnavailableError(
+            f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
+            "take torch.func.grad, vjp or jacrev"
+        )
+    if compile:
+        warn(
+            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
+            "compiler"
+        )
+
+
+def check_no_breakpoints(
+    f: object, running: object, args: object, breakpoints: Sequence[float] | Tensor
+) -> None:
+    """Refuses breakpoints, given or declared by modules that f reads.
+
+    Raises:
+        InvalidValueError: If there are some.
+    """
+    readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
+    if Breakpoints.found(breakpoints, readers).times:
+        raise InvalidValueError(
+            "breakpoints do not go with batch yet, whether given or declared by a control that f reads: "
+            "leave batch out, or put the breakpoints into ts"
+        )
+
+
+def check_fits(leaves: Leaves, names: Sequence[str]) -> int:
+    """B, the extent of dimension 0 of every leaf.
+
+    Raises:
+        InvalidValueError: If there is no such number.
+    """
+    for leaf, name in zip(leaves, names, strict=True):
+        if leaf.ndim == 0:
+            raise InvalidValueError(
+                f"with batch, dimension 0 of every leaf of y0 is that of the samples; y0{name} has no "
+                "dimension"
+            )
+        if len(leaf) != len(leaves[0]):
+            raise InvalidValueError(
+                f"with batch, every leaf of y0 has one row per sample; y0{names[0]} has "
+                f"{len(leaves[0])}, y0{name} has {len(leaf)}"
+            )
+    return len(leaves[0])
+
+
+def checked_sample_times(ts: Any, size: int) -> Tensor:
+    """The times, a tensor of shape [T] or [B, T].
+
+    Raises:
+        InvalidTypeError: If they are no real numbers.
+        InvalidValueError: If their shape is another, they are not finite, or change direction.
+    """
+    if not isinstance(ts, Tensor):
+        try:
+            if any(isinstance(t, Tensor) for t in ts):
+                ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
+            ts = torch.as_tensor(ts, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidTypeError(
+                "ts must be a tensor of shape [T] or [B, T] or a sequence of floats, received "
+                f"{type(ts).__name__}"
+            ) from error
+    if ts.dtype.is_complex or ts.dtype is torch.bool:
+        raise InvalidTypeError(f"ts must be real, received {ts.dtype}")
+    if ts.ndim not in (1, 2) or ts.shape[-1] == 0:
+        raise InvalidValueError(
+            f"with batch, ts must have shape [T] or [B, T] with T ≥ 1, received shape {list(ts.shape)}"
+        )
+    if ts.ndim == 2 and len(ts) != size:
+        raise InvalidValueError(
+            f"ts has times for {len(ts)} samples (shape {list(ts.shape)}), y0 has {size} samples: pass "
+            "one row for each, or shape [T] for times that all share"
+        )
+    if not ts.dtype.is_floating_point:
+        ts = ts.to(torch.float64)
+    ts = ordinary(ts)
+    rows = ts.detach().to("cpu", torch.float64)
+    rows = rows[None] if rows.ndim == 1 else rows
+    for b, row in enumerate(rows.tolist()):
+        _check_row(row, f"ts[{b}" if ts.ndim == 2 else "ts[")
+    return ts
+
+
+def _check_row(row: list[float], name: str) -> None:
+    """Whether the times of a sample are finite and go in one direction."""
+    sign = 1.0 if row[-1] >= row[0] else -1.0
+    comma = ", " if name[-1] != "[" else ""
+    for j, t in enumerate(row):
+        if not abs(t) < float("inf"):
+            raise NonFiniteInputError(f"{name}{comma}{j}] is {t}; times must be finite")
+        if j and sign * (t - row[j - 1]) < 0:
+            raise InvalidValueError(
+                f"ts must not change direction: {name}{comma}{j - 1}] = {row[j - 1]}, "
+                f"{name}{comma}{j}] = {t}; sort the times"
+            )
+
+
+def check_subset(
+    field: VectorField, start: Tensor, y: Leaves, p: Leaves, cut: tuple[bool, ...]
+) -> None:
+    """Whether f gives the same for some of the samples, alone, as for these among all.
+
+    Raises:
+        InvalidValueError: If it does not.
+    """
+    size = len(start)
+    if size < 2:
+        return
+    index = torch.arange(size - 1, -1, -2)  # every other one, in another order
+    snapshot = field.snapshot()
+    try:
+        with torch.no_grad():
+            whole = field.bound(p, lambda: field(start, y, p))
+            place = index.to(y[0].device)
+            rows = tuple(x[place] for x in y)
+            own = tuple(x[index.to(x.device)] if c else x for x, c in zip(p, cut, strict=True))
+            part = field.bound(own, lambda: field(start[index], rows, own))
+    except Exception as error:
+        raise InvalidValueError(
+            f"batch=Samples(…) says that f takes any number of samples, but on {len(index)} of {size} "
+            f"it raised {type(error).__name__}: {error}. {_WHAT_TO_DO}"
+        ) from error
+    finally:
+        if snapshot is not None:
+            snapshot.restore()
+        field.forget()
+    for i, (a, b) in enumerate(zip(whole, part, strict=True)):
+        a = a[place]
+        bound = torch.finfo(a.dtype).eps ** 0.5 * (1.0 + a.abs())
+        if bool(((a - b).abs() > bound).any()):
+            raise InvalidValueError(
+                f"batch=Samples(…) says that f treats each sample by itself, but on {len(index)} of "
+                f"{size} samples it gave something else than on all (leaf {i}). {_WHAT_TO_DO}"
+            )

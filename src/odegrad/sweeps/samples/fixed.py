@@ -1,0 +1,73 @@
+"""Steps that do not depend on the solution: the grid of each sample, and samples that fail on it."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from odegrad.errors import MaxStepsError, NonFiniteStateError
+from odegrad.grid import Grid
+from odegrad.samplegrid import SampleGrid
+from odegrad.state import Leaves
+from odegrad.stepsize import FixedStepSize
+from odegrad.sweeps.samples.batch import SampleRun
+
+__all__ = ["fail_if_not_finite", "fixed_steps"]
+
+
+def fixed_steps(run: SampleRun) -> SampleGrid:
+    """The steps of step sizes that do not depend on the solution.
+
+    Raises:
+        MaxStepsError: If a sample has more than `run.max_steps`.
+    """
+    control, size = run.stepsize, run.n_samples
+    assert isinstance(control, FixedStepSize)
+    n_segments = run.landings.shape[1] - 1
+    if isinstance(control, SampleGrid):
+        control.check_samples(size, n_segments)
+        grid = control
+    else:
+        control.check(n_segments)
+        same: dict[tuple[float, ...], Grid] = {}
+        grids: list[Grid] = []
+        for times in map(tuple, run.landings.tolist()):
+            if times not in same:
+                pairs = itertools.pairwise(times)
+                parts = [control.segment(j, a, b, run.eps) for j, (a, b) in enumerate(pairs)]
+                same[times] = Grid(tuple(parts))
+            grids.append(same[times])
+        grid = SampleGrid.of(grids) if grids else SampleGrid.empty(n_segments)
+    if run.max_steps is not None and grid.n_steps > run.max_steps:
+        b = int(grid.counts.argmax())
+        raise MaxStepsError(
+            f"sample {b} of the batch takes {grid.n_steps} steps, max_steps is {run.max_steps}; "
+            "raise max_steps or take larger steps"
+        )
+    return grid
+
+
+def fail_if_not_finite(run: SampleRun, outputs: Leaves) -> bool:
+    """Whether there are samples of a fixed grid that fail, since their states are not finite."""
+    if not isinstance(run.stepsize, FixedStepSize) or run.failures:
+        return False
+    finite = torch.ones(outputs[0].shape[:2], dtype=torch.bool, device=outputs[0].device)
+    for x in outputs:
+        finite &= torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else torch.isfinite(x)
+    finite = finite.cpu()
+    for b in (~finite.all(0)).nonzero().squeeze(1).tolist():
+        j = int((~finite[:, b]).nonzero()[0])
+        t = float(run.landings[b, j])
+        run.fail(
+            b,
+            NonFiniteStateError(
+                f"sample {b} of the batch is NaN or infinite at its time {j}, t = {t:.6g}. The steps "
+                "may be too large for stability, or the solution may blow up: take smaller steps, or "
+                'adaptive ones, which find the place, or go on without this sample: on_failure="nan". '
+                "(check_finite=False returns such numbers.)"
+            ),
+        )
+        for x in outputs:
+            x[j:, b] = float("nan")
+    return bool(run.failures)

@@ -1,0 +1,166 @@
+"""The forward sweep of a batch: a search for the steps, or the rounds of steps that are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from odegrad.checkpoints import Checkpoints, Keep, StoreAll
+from odegrad.errors import RejectStep
+from odegrad.samplegrid import SampleGrid
+from odegrad.state import Leaves
+from odegrad.stepsize import FixedStepSize
+from odegrad.sweeps.kept import Kept
+from odegrad.sweeps.samples.batch import SampleRun
+from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps
+from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.rounds import remembered, replayed
+from odegrad.sweeps.samples.search import search
+from odegrad.sweeps.samples.tape import SampleTape
+from odegrad.sweeps.samples.walk import Walk
+from odegrad.sweeps.store import StateStore
+
+__all__ = ["ahead", "taped"]
+
+
+def ahead(
+    run: SampleRun, y: Leaves, p: Leaves, checkpoints: Checkpoints | None, timed: bool = False
+) -> tuple[Leaves, Kept | None]:
+    """Solves, and returns the outputs and what is kept for the backward sweep.
+
+    Arguments:
+        run: The solve; its steps, failures and statistics are filled in.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+        checkpoints: What to keep; None keeps nothing.
+        timed: Whether the times are to get cotangents.
+
+    Returns:
+        Leaves of shape [T, B, …], and what was kept.
+    """
+    y = tuple(leaf.clone() for leaf in y)  # the caller's tensors are never handed to f
+    if run.monitor is not None:
+        run.monitor.start("forward")
+    run.initial = run.field.snapshot()
+    try:
+        grid, found = _steps_of(run, y, p, checkpoints)
+        if found is not None:
+            return found
+        return _walked(run, grid, y, p, checkpoints, timed)
+    finally:
+        run.count()
+        run.stats.forward_evaluations = run.stats.f_evaluations
+        if run.monitor is not None:
+            run.monitor.stop()
+
+
+def _steps_of(
+    run: SampleRun, y: Leaves, p: Leaves, checkpoints: Checkpoints | None, alone: bool = False
+) -> tuple[SampleGrid, tuple[Leaves, Kept | None] | None]:
+    """The steps, and what a sweep would return, if a search leaves it behind.
+
+    Arguments:
+        run: The solve.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+        checkpoints: What to keep, or None.
+        alone: Whether the steps are all that is wanted.
+    """
+    run.failures, run.reached = {}, None
+    if isinstance(run.stepsize, FixedStepSize):
+        run.steps = fixed_steps(run)
+        counts = run.steps.counts
+        run.stats.tell(counts, torch.zeros_like(counts))
+        return run.steps, None
+    tape = None
+    if isinstance(checkpoints, StoreAll) and checkpoints.keep is not Keep.GRAPH:
+        tape = SampleTape(checkpoints.keep)
+    # What f draws and counts in a search is not what it does in the rounds: these come once more.
+    serves = run.initial is None and not alone and (checkpoints is None or tape is not None)
+    outputs, monitor = Buffers(y, run.landings.shape[1]), run.monitor
+    try:
+        run.monitor = monitor if serves else None
+        run.steps = search(run, y, p, outputs, tape if serves else None)
+    finally:
+        run.monitor = monitor
+        if run.initial is not None:
+            run.initial.restore()
+    found = outputs.result()
+    if run.failures:
+        run.reached = tuple(x.clone() for x in found)
+    if not serves:
+        return run.steps, None
+    kept = None
+    if checkpoints is not None:
+        kept = Kept(StateStore(checkpoints.bounds(1, known=True), y, known=False), tape)
+        run.fingerprints = remembered(run, run.steps, tuple(x[-1] for x in found), p)
+        run.stats.note(kept)
+    return run.steps, (found, kept)
+
+
+def _walked(
+    run: SampleRun,
+    grid: SampleGrid,
+    y: Leaves,
+    p: Leaves,
+    checkpoints: Checkpoints | None,
+    timed: bool,
+) -> tuple[Leaves, Kept | None]:
+    """The outputs along known steps, and what is kept; once more if samples fail on a fixed grid."""
+    outputs = Buffers(y, run.landings.shape[1])
+    try:
+        walk = Walk(run, grid, y, p, outputs, checkpoints, timed)
+        walk.follow()
+    except RejectStep as error:  # f says so of the batch as a whole
+        for b in range(run.n_samples):
+            run.fail(b, error)
+        run.reached = outputs.result()
+        run.steps = grid.without(run.failed)
+        outputs = Buffers(y, run.landings.shape[1])
+        walk = Walk(run, run.steps, y, p, outputs, checkpoints, timed)
+        walk.follow()
+        return outputs.result(), walk.kept
+    if run.check_finite and fail_if_not_finite(run, outputs.result()):
+        run.reached = tuple(x.clone() for x in outputs.result())
+        run.steps = grid.without(run.failed)
+        if run.initial is not None:
+            run.initial.restore()
+        return _walked(run, run.steps, y, p, checkpoints, timed)
+    return outputs.result(), walk.kept
+
+
+def taped(run: SampleRun, y: Leaves, p: Leaves, landings: Tensor) -> Leaves:
+    """The outputs on the autograd graph; the steps are searched for off it first."""
+    run.initial = run.field.snapshot()
+    if run.monitor is not None:
+        run.monitor.start("forward")
+    try:
+        with torch.no_grad():
+            own = tuple(x.detach().clone() for x in y)
+            if isinstance(run.stepsize, FixedStepSize) and run.salvage and run.check_finite:
+                _find_failures(run, own, p)
+            else:
+                _steps_of(run, own, p, None, alone=True)
+        outputs = replayed(run, tuple(x.clone() for x in y), p, landings)
+        if run.check_finite and not run.salvage:
+            fail_if_not_finite(run, tuple(x.detach().clone() for x in outputs))
+        return outputs
+    finally:
+        run.count()
+        run.stats.forward_evaluations = run.stats.f_evaluations
+        if run.monitor is not None:
+            run.monitor.stop()
+
+
+def _find_failures(run: SampleRun, y: Leaves, p: Leaves) -> None:
+    """Finds the samples that fail on a fixed grid, by a sweep that leaves nothing else behind."""
+    monitor, run.monitor = run.monitor, None
+    try:
+        grid, _ = _steps_of(run, y, p, None)
+        rounds_before = run.stats.rounds
+        _walked(run, grid, y, p, None, timed=False)
+        run.stats.rounds = rounds_before
+    finally:
+        run.monitor = monitor
+        if run.initial is not None:
+            run.initial.restore()

@@ -1,0 +1,57 @@
+"""The states at the landing times, which the samples of a batch reach in different rounds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from odegrad.samplegrid import SampleGrid
+from odegrad.state import Leaves
+
+__all__ = ["Buffers", "inject", "picked"]
+
+
+class Buffers:
+    """States at landing times, leaves of shape [T, B, …], NaN where none was put.
+
+    Arguments:
+        y: The initial state, which is that at the first landing of all samples.
+        count: T.
+    """
+
+    def __init__(self, y: Leaves, count: int) -> None:
+        self._buffers = tuple(x.new_full((count, *x.shape), float("nan")) for x in y)
+        for buffer, x in zip(self._buffers, y, strict=True):
+            buffer[0] = x.detach()
+
+    def put(self, j: Tensor, b: Tensor, y: Leaves) -> None:
+        """Takes in the states of the samples b, which are at their landings j; int64 on the CPU."""
+        device = y[0].device
+        j, b = j.to(device), b.to(device)
+        for buffer, leaf in zip(self._buffers, y, strict=True):
+            buffer[j, b] = leaf.detach()[b]
+
+    def result(self) -> Leaves:
+        """The outputs."""
+        return self._buffers
+
+
+def picked(states: list[Leaves], grid: SampleGrid) -> Leaves:
+    """The outputs on the autograd graph, from the states after 0, 1, … rounds."""
+    device = states[0][0].device
+    place = (grid.ends.to(device), torch.arange(grid.n_samples, device=device))
+    return tuple(torch.stack(leaf)[place] for leaf in zip(*states, strict=True))
+
+
+def inject(
+    grad_y: Leaves, grads: tuple[Tensor | None, ...], at: tuple[Tensor, Tensor] | None
+) -> Leaves:
+    """`grad_y` with the cotangents of the outputs of the samples b at their landings j, if any."""
+    if at is None:
+        return grad_y
+    device = grad_y[0].device
+    j, b = (x.to(device) for x in at)
+    return tuple(
+        a if g is None else a.index_add(0, b, g[j, b].to(a.dtype))
+        for a, g in zip(grad_y, grads, strict=True)
+    )

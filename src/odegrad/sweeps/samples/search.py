@@ -1,0 +1,250 @@
+"""The search for the steps of each sample: adaptive, without gradients.
+
+One attempt is one step of the whole batch, t and h being of shape [B]. Each sample accepts or rejects it
+for itself, as `odegrad.sweeps.adaptive` does: the numbers that are kept there in Python are float64
+tensors of shape [B] here, and every `if` is a `torch.where`. A sample that is at its end, or has failed,
+sits out. Nothing is differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from odegrad.errors import RejectStep, annotate
+from odegrad.samplegrid import SampleGrid
+from odegrad.state import Leaves
+from odegrad.stepsize import PID
+from odegrad.stepsize.persample import judge, sample_norms
+from odegrad.stepsize.pid import starting_size
+from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
+from odegrad.sweeps.samples.batch import SampleRun
+from odegrad.sweeps.samples.obstacle import Stuck, obstacle
+from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.tape import SampleTape
+
+__all__ = ["search"]
+
+_CAUTIOUS = 1e-3
+"""The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
+
+
+def search(
+    run: SampleRun, y: Leaves, p: Leaves, outputs: Buffers, tape: SampleTape | None
+) -> SampleGrid:
+    """Finds the steps of each sample; those that failed are in `run.failures`, and have none.
+
+    Arguments:
+        run: The solve.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+        outputs: Takes in the states at the landing times.
+        tape: Takes in the states before all steps, or None.
+    """
+    with torch.no_grad():
+        march = _March(run, y, p)
+        while bool(march.active.any()):
+            if tape is not None:
+                tape.put(march.accepted, (*march.y, *march.carry))
+            march.attempt(outputs, tape)
+        run.stats.tell(march.accepted, march.rejected_steps)
+        return march.grid()
+
+
+class _March:
+    """Where the samples are."""
+
+    def __init__(self, run: SampleRun, y: Leaves, p: Leaves) -> None:
+        control, order = run.stepsize, run.scheme.error_order
+        assert isinstance(control, PID)
+        assert order is not None
+        self._run, self._control, self._order, self._p = run, control, order, p
+        self._scheme, size = run.persample(y), run.n_samples
+        self._times = run.landings
+        self._last_segment = self._times.shape[1] - 1
+        self._limit = run.max_steps or DEFAULT_MAX_STEPS
+        self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
+        self._all = torch.arange(size)
+        # Per sample: the segment, what of it is done, what the controller remembers.
+        self._j = torch.zeros(size, dtype=torch.int64)
+        self._sigma = torch.zeros(size, dtype=torch.float64)
+        self._last = self._before = torch.ones(size, dtype=torch.float64)
+        self._rejected = torch.zeros(size, dtype=torch.bool)
+        self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
+        self.active = torch.full((size,), self._last_segment > 0)
+        self._segment = self._located()
+        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.y, self.carry = y, Leaves(())
+        self._h = torch.ones_like(self._sigma)
+        if size and self._last_segment:
+            self._h = self._first_size()
+            start = self._times[:, 0].contiguous()
+            self.carry = self._scheme.init(run.field, start, y, p)
+
+    def _first_size(self) -> Tensor:
+        """The size of the first attempt of each sample."""
+        control, run = self._control, self._run
+        if control.dt0 is not None:
+            return torch.full_like(self._sigma, control.dt0)
+        device = self.y[0].device
+        start = self._times[:, 0].to(device)
+        direction = torch.where(self._times[:, -1] < self._times[:, 0], -1.0, 1.0).to(start)
+
+        def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
+            return sample_norms(control, x, y0, y1)
+
+        try:
+            h = starting_size(run.field, norm, run.scheme.order, start, direction, self.y, self._p)
+        except RejectStep:
+            h = _CAUTIOUS * self._extent
+        return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
+
+    def _located(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the segment of each sample begins, how far it goes, and how long it is."""
+        start = self._times[self._all, self._j]
+        span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
+        return start, span, span.abs()
+
+    def attempt(self, outputs: Buffers, tape: SampleTape | None) -> None:
+        """One step of all samples that are active."""
+        run, control = self._run, self._control
+        start, span, length = self._segment
+        size, left = self._h.clamp(max=control.dt_max), length * (1.0 - self._sigma)
+        lands = size >= left * (1.0 - 1e-10)
+        following = torch.where(lands, 1.0, self._sigma + size / length)
+        width = following - self._sigma
+        t, dt, taken = start + span * self._sigma, span * width, length * width
+        run.stats.rounds += 1
+        y, ratio = self._take(t, dt.masked_fill(~self.active, float("nan")), tape)
+        judged = judge(control, ratio, self._last, self._before, self._rejected, self._order)
+        accept = judged.accept & self.active
+        moved = accept & (taken > 0.0)
+        self._rows.append((accept, self._j, self._sigma, width))
+
+        # What `odegrad.sweeps.adaptive` does after a step that is accepted, and after one that is not.
+        h, proposed = self._h, taken * judged.factor
+        floor = proposed.clamp(min=control.dt_min)
+        retried = torch.where(torch.minimum(size, taken) > control.dt_min, floor, proposed)
+        cut = lands & (left < h) & ~self._rejected
+        grown = torch.where(cut, torch.maximum(h, floor), floor)
+        self._h = torch.where(accept, torch.where(moved, grown, h), retried)
+        self._before = torch.where(moved, self._last, self._before)
+        self._last = torch.where(moved, judged.last, self._last)
+        self._rejected = torch.where(moved, False, self._rejected | ~accept)
+        self._accept(accept, y)
+        landed = accept & lands
+        stuck = self._stuck(t, landed)
+        self._sigma = torch.where(accept, torch.where(lands, 0.0, following), self._sigma)
+        if bool(landed.any()):
+            b = landed.nonzero().squeeze(1)
+            self._j = self._j + landed
+            outputs.put(self._j[b], b, self.y)
+            self.active = self.active & (self._j < self._last_segment)
+            self._segment = self._located()
+        if bool(stuck.any()):
+            self._look(stuck, t, taken, ratio)
+        if run.monitor is not None and bool(accept.any()):
+            dt = dt.masked_fill(~accept, float("nan"))
+            run.monitor.step("forward", run.stats.rounds - 1, t, dt, self.y, run.stats)  # pyright: ignore
+
+    def _take(
+        self, t: Tensor, dt: Tensor, tape: SampleTape | None
+    ) -> tuple[tuple[Leaves, Leaves], Tensor]:
+        """State and carry after a step of the samples whose dt is a number, and the error ratios.
+
+        If f rejects the step, halves of the samples take it, to find for which it does.
+        """
+        run, n = self._run, self._run.field.n_state
+        try:
+            step = self._scheme.attempt(run.field, t, dt, self.y, self.carry, self._p)
+        except RejectStep:
+            b = (~torch.isnan(dt)).nonzero().squeeze(1)
+            if len(b) <= 1:
+                return (self.y, self.carry), torch.full_like(t, math.inf)
+            half = torch.zeros_like(self.active)
+            half[b[: len(b) // 2]] = True
+            nan = float("nan")
+            one, ratio = self._take(t, dt.masked_fill(~half, nan), tape)
+            two, other = self._take(t, dt.masked_fill(half, nan), tape)
+            mask = half.to(self.y[0].device)
+            both = _choose(mask, one[0], two[0]), _choose(mask, one[1], two[1])
+            return both, torch.where(half, ratio, other)
+        except Exception as error:
+            annotate(error, f"in round {run.stats.rounds - 1} of a solve with batch=0")
+            raise
+        assert step.error is not None
+        if tape is not None:
+            tape.put_slopes(self.accepted, step.dense, ~torch.isnan(dt))
+        ratio = sample_norms(self._control, step.error[:n], self.y[:n], step.y[:n])
+        return (step.y, step.carry), ratio.to(device="cpu", dtype=torch.float64)
+
+    def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves]) -> None:
+        self.accepted = self.accepted + accept
+        self.rejected_steps = self.rejected_steps + (self.active & ~accept)
+        if bool(accept.all()):
+            self.y, self.carry = after
+            return
+        mask = accept.to(self.y[0].device)
+        self.y = _choose(mask, after[0], self.y)
+        self.carry = _choose(mask, after[1], self.carry)
+
+    # Failures.
+
+    def _stuck(self, t: Tensor, landed: Tensor) -> Tensor:
+        """The samples that have to be looked at: the next step is very small, or there were many."""
+        extent = torch.maximum(t.abs(), self._extent)
+        # A little larger than what is too small, which is looked at exactly.
+        tiny = (extent * (16.0 * torch.finfo(torch.float64).eps)).clamp(min=self._control.dt_min)
+        many = self.accepted + self.rejected_steps >= self._limit
+        return self.active & ~landed & ((self._h < tiny) | many)
+
+    def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
+        """Samples that cannot go on fail."""
+        run = self._run
+        for b in stuck.nonzero().squeeze(1).tolist():
+            at = Stuck(
+                b,
+                t=float(t[b]),
+                taken=float(taken[b]),
+                ratio=float(ratio[b]),
+                h=float(self._h[b]),
+                extent=float(self._extent[b]),
+                end=float(self._times[b, -1]),
+                accepted=int(self.accepted[b]),
+                rejected=int(self.rejected_steps[b]),
+            )
+            error = obstacle(at, self._control, self._limit)
+            if error is not None:
+                run.stats.tell(self.accepted, self.rejected_steps)
+                run.fail(b, error)
+                self.active[b] = False
+        if run.failures:
+            self._scheme = run.persample(self._scheme.y0)
+
+    def grid(self) -> SampleGrid:
+        """The accepted steps."""
+        size, counts = self._run.n_samples, self.accepted
+        n = int(counts.max()) if size else 0
+        parts = (
+            torch.zeros((n, size), dtype=torch.int64),
+            torch.zeros((n, size), dtype=torch.float64),
+            torch.zeros((n, size), dtype=torch.float64),
+        )
+        if self._rows:
+            accept, *columns = (torch.stack(x) for x in zip(*self._rows, strict=True))
+            number = accept.cumsum(0) - 1
+            place = (number[accept], self._all.expand_as(accept)[accept])
+            for part, column in zip(parts, columns, strict=True):
+                part[place] = column[accept]
+        grid = SampleGrid(*parts, counts, self._last_segment)
+        return grid.without(self._run.failed) if self._run.failures else grid
+
+
+def _choose(mask: Tensor, new: Leaves, old: Leaves) -> Leaves:
+    """`new` where the mask is set, else `old`."""
+    return tuple(
+        torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        for a, b in zip(new, old, strict=True)
+    )
