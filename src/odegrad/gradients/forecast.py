@@ -17,8 +17,8 @@ from odegrad.sweeps.graphs import STRETCH
 
 __all__ = ["predicted_peak", "working_set"]
 
-_LOSS_BYTES = 64
-"""Single numbers: a streamed loss, its terms and their cotangents; 48 were seen."""
+_FINGERPRINT_BYTES = 72
+"""For a leaf of the state: what the replay check remembers of two states, and compares one of them with."""
 
 _TIME_BYTES = 24
 """For a landing time, its cotangent, and as much again when these are put together."""
@@ -50,8 +50,8 @@ def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
     work = needs.beside(-(-bounds.tape // rehearsal.chunk(bounds.keep)))
     if rehearsal.timed or run.programs is not None:
         work += _TIME_BYTES * max(0, len(run.times) - 2)  # two were rehearsed
-    if run.loss is not None:
-        work += _LOSS_BYTES
+    if run.programs is None:
+        work += _FINGERPRINT_BYTES * run.field.n_state
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
         return work
     y, labels = nbytes(rehearsal.y0), min(len(run.times) - 2, -(-bounds.tape // rehearsal.spacing))

@@ -92,6 +92,8 @@ def _derivatives(
     grads: OptionalLeaves,
 ) -> Tensor:
     """The derivatives of ⟨ȳ, outputs⟩ along some of the numbers of the active inputs, float64."""
+    if not len(places):
+        return torch.zeros(0, dtype=torch.float64)
     sizes = [_numbers(given[i]) for i in active]
 
     def along(row: Tensor) -> Leaves:
