@@ -70,7 +70,10 @@ def main() -> None:
     found = torch.cat([p.detach().flatten() for p in model.parameters()])
     everywhere = [torch.zeros_like(found) for _ in range(world)]
     if world > 1:
-        dist.all_gather(everywhere, found)
+        # DistributedDataParallel keeps its group, and gloo's threads, until the interpreter ends; there
+        # torch aborts if such a thread lets go of a tensor of Python's (pytorch/pytorch#179291). A
+        # group of its own is gone, with its threads, when it is destroyed.
+        dist.all_gather(everywhere, found, group=dist.new_group())
         dist.destroy_process_group()
     else:
         everywhere = [found]
