@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from odegrad.compiled.deferred import SAME, Deferred, Plan
+from odegrad.compiled.reading import Reading
 from odegrad.compiled.tracing import Fakes, depends_on, extract, inputs, results
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme
@@ -32,8 +33,8 @@ class Pullback:
     """The transpose of a step.
 
     Attributes:
-        graph: (t, dt, *y, *carry, *p, *kept, *grad_y, *grad_carry) ↦ (grad_t, grad_dt if timed;
-            *grad_y, *grad_carry, *sums, *rows).
+        graph: (t, dt, *y, *carry, *p, *kept, *grad_y, *grad_carry, *grad_inside) ↦ (grad_t, grad_dt,
+            *inside if timed; *grad_y, *grad_carry, *sums, *rows).
         forward: (t, dt, *y, *carry, *p) ↦ kept: what the forward sweep has to keep.
         kept: Stand-ins for that; empty if the graph computes it again.
         summed: The parameters whose terms (or some of them) come in `sums`.
@@ -41,6 +42,8 @@ class Pullback:
         stacks: Which kinds of rows belong together.
         deferred: How to read the rows.
         timed: Whether t and dt get cotangents.
+        inside: Stand-ins for the cotangents of what states inside of the step are read from (see
+            `Reading`), that of the state before the step first; empty if none are read.
         evaluations: Evaluations of f per transposed step.
         vjps: Transposed evaluations of f per transposed step.
     """
@@ -53,8 +56,14 @@ class Pullback:
     stacks: tuple[tuple[int, ...], ...]
     deferred: tuple[Deferred, ...]
     timed: bool
+    inside: Leaves
     evaluations: int
     vjps: int
+
+    @property
+    def n_timed(self) -> int:
+        """How many of the results are there for the sake of times."""
+        return 2 + len(self.inside) if self.timed else 0
 
 
 def trace_pullback(
@@ -67,6 +76,7 @@ def trace_pullback(
     wanted: Sequence[bool],
     timed: bool,
     keeps: bool,
+    reading: Reading | None = None,
 ) -> Pullback:
     """Traces `scheme.step_vjp` and splits off what can be put off.
 
@@ -80,6 +90,7 @@ def trace_pullback(
         wanted: Which of them need a gradient.
         timed: Whether t and dt do.
         keeps: Whether the forward sweep keeps what the transpose needs.
+        reading: What states inside of the step are read from, or None if there are none.
 
     Raises:
         NotCompilable: If the step cannot be differentiated as a graph.
@@ -91,28 +102,41 @@ def trace_pullback(
     def function(t: Tensor, dt: Tensor, *given: Tensor) -> list[Tensor | None]:
         y, carry = given[:n_y], given[n_y : n_y + n_c]
         p_, grads = given[n_y + n_c : n_y + n_c + n_p], given[n_y + n_c + n_p :]
+        grads, within = grads[: n_y + n_c], grads[n_y + n_c :]
         p_ = tuple(x.detach().requires_grad_(w) for x, w in zip(p_, wanted, strict=True))
-        found = scheme.step_vjp(field, t, dt, y, carry, p_, grads[:n_y], grads[n_y:] or None)
+        found = scheme.step_vjp(
+            field, t, dt, y, carry, p_, grads[:n_y], grads[n_y:] or None,
+            reads=reading.reads(within) if reading is not None else (),
+        )  # fmt: skip
         reached[:] = [i for i, g in enumerate(found.p) if g is not None]
-        times = (found.t, found.dt) if timed else ()
-        return [*times, *found.y, *(found.carry or ()), *(found.p[i] for i in reached)]
+        times = [found.t, found.dt] if timed else []
+        grad_y = found.y
+        if reading is not None:
+            grad_y = tuple(a + g[0] for a, g in zip(grad_y, within, strict=True))
+            if timed:
+                step = scheme.step(field, t, dt, y, carry, p_)
+                times += reading.values(scheme, field, t, dt, y, step, p_)
+        return [*times, *grad_y, *(found.carry or ()), *(found.p[i] for i in reached)]
 
     time = fakes.empty((), torch.float64, y[0].device)
-    module = fakes.trace(function, [time, time, *y, *carry, *p, *y, *carry])
+    rows = 0 if reading is None else reading.degree + 1
+    inside = [fakes.empty((rows, *x.shape), x.dtype, x.device) for x in y if rows]
+    module = fakes.trace(function, [time, time, *y, *carry, *p, *y, *carry, *inside])
     evaluations, vjps = field.evaluations - counts[0], field.transposes - counts[1]
     field.evaluations, field.transposes = counts
 
     given, outputs = inputs(module), results(module.graph)
-    n_first, n_grads = len(outputs) - len(reached), n_y + n_c
+    n_first, n_grads = len(outputs) - len(reached), n_y + n_c + len(inside)
     terms = {i: _terms(node) for i, node in zip(reached, outputs[n_first:], strict=True)}
     grads = given[len(given) - n_grads :]
     first = given[: len(given) - n_grads]
     late = depends_on(module.graph, grads)
-    changing = depends_on(module.graph, first[2 : 2 + n_grads])
+    changing = depends_on(module.graph, first[2 : 2 + n_y + n_c])
     plan = Plan(terms)
     kept: list[Node] = []
     if keeps:
         needed = [*plan.rows, *(x for n in late for x in n.all_input_nodes)]
+        needed += outputs[2 : 2 + len(inside)] if timed else []
         kept = _residuals(x for x in needed if x in changing and x not in late)
         plan = Plan(terms, kept)
     sums = _summed(module, plan.rest)
@@ -126,6 +150,7 @@ def trace_pullback(
         stacks=tuple(plan.stacks),
         deferred=tuple(plan.deferred),
         timed=timed,
+        inside=tuple(inside),
         evaluations=0 if keeps else evaluations,
         vjps=vjps,
     )

@@ -9,7 +9,16 @@ from functools import partial
 import torch
 
 from odegrad.checkpoints import Advance, Checkpoints, Drop, Hold, Keep, Store, Tier
-from odegrad.compiled import Blocks, March, Programs, Pullback, Ticks, constants
+from odegrad.compiled import (
+    Blocks,
+    Inside,
+    March,
+    Programs,
+    Pullback,
+    Ticks,
+    constants,
+    inside_of,
+)
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize
@@ -72,7 +81,8 @@ class _Forward:
         self.outputs = outputs
         outputs.put(0, y)
         self.times = torch.tensor(run.times, dtype=torch.float64)
-        self.device = programs.device
+        self.device, self.landed = programs.device, [run.times[j] for j in run.landed]
+        self.inside: Leaves = ()  # what states inside of the steps of a chunk are read from
         control = run.stepsize
         self.control = control if isinstance(control, PID) else None
         carry: Leaves = ()
@@ -89,11 +99,12 @@ class _Forward:
             self.march = March.start(number(h, self.device))
             self.vector = constants(self.control, self.device)
             self.fractions, self.segments = [0.0], list[Segment]()
-            size = 1 << (len(run.times) - 1).bit_length()
-            more = self.times[-1:].expand(size - len(run.times))
-            self.landings = torch.cat([self.times, more]).to(self.device)
+            size, n = 1 << (len(self.landed) - 1).bit_length(), len(self.landed)
+            padding = [self.landed[-1]] * (size - n)
+            landings = torch.tensor([*self.landed, *padding], dtype=torch.float64)
+            self.landings = landings.to(self.device)
         else:
-            self.ticks = Ticks(run.accepted_grid, self.times)
+            self.ticks = Ticks(run.accepted_grid, self.times, run.stops)
         self.known = None if run.grid is None else run.grid.n_steps
         self.kept: Kept | None = None
         if checkpoints is not None:
@@ -133,6 +144,8 @@ class _Forward:
         while not self._through() and (stop is None or self.n < stop):
             like = (*self.state, *(pull.kept if pull is not None else ()))
             rows = scratch or rows_like(like, size)
+            if self.run.stops is not None and not self.inside:
+                self.inside = self.programs.inside(size)
             first, taken = self.n, self._adaptive if self.control is not None else self._fixed
             rows, n = taken(rows, stop, pull)
             scratch = rows if keep is None and len(rows[0]) == size else None
@@ -147,7 +160,7 @@ class _Forward:
         if len(self.run.times) < 2:
             return True
         if self.control is not None:
-            return len(self.segments) == len(self.run.times) - 1
+            return len(self.segments) == len(self.landed) - 1
         return self.n == self.run.accepted_grid.n_steps
 
     def _fixed(self, rows: Leaves, stop: int | None, pull: Pullback | None) -> tuple[Leaves, int]:
@@ -155,8 +168,10 @@ class _Forward:
         end = self.run.accepted_grid.n_steps if stop is None else stop
         n = min(len(rows[0]), end - self.n)
         self.state = take_steps(
-            self.run, self.programs, pull, self.ticks, self.n, n, self.state, rows, self.p
-        )
+            self.run, self.programs, pull, self.ticks, self.n, n, self.state, rows, self.p,
+            self.inside,
+        )  # fmt: skip
+        self._read(self.ticks.inside(self.n, self.n + n), rows, self.inside)
         for j, i in self.ticks.landings(self.n, self.n + n):
             self.outputs.put(j, self._row(rows, i - self.n, n)[: self.n_y])
         self._report(rows, n, partial(self._times, self.n, n))
@@ -172,8 +187,9 @@ class _Forward:
         run, control = self.run, self.control
         assert control is not None
         limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
-        segments = number(len(run.times) - 1, self.device)
-        loop = self.programs.adaptive_march(control.norm, len(self.landings), pull)
+        segments = number(len(self.landed) - 1, self.device)
+        read = run.stops is not None
+        loop = self.programs.adaptive_march(control.norm, len(self.landings), pull, read)
         zero, size = number(0, self.device), len(rows[0])
         fraction, place = rows_like((zero.double(), zero), size)
         # A loop ends with its last row: if it has to end earlier, it does not begin with the first.
@@ -185,6 +201,7 @@ class _Forward:
                 *march,
                 *self.state,
                 *rows,
+                *self.inside,
                 fraction,
                 place,
                 self.landings,
@@ -196,7 +213,7 @@ class _Forward:
             march = March(*found[: len(march)])
             self.state = tuple(found[len(march) :])
             attempts = int(march.attempts) - attempts
-            run.field.evaluations += attempts * self.programs.step_evaluations
+            run.field.evaluations += attempts * self.programs.step_evaluations(read)
             if not bool(march.stuck):
                 break
             taken = self.n + int(march.row) - begin
@@ -211,25 +228,49 @@ class _Forward:
         n, rows = end - begin, rows if begin == 0 else tuple(x[begin:] for x in rows)
         run.stats.rejected = int(march.attempts) - self.n - n
         fractions, places = fraction[begin:end].tolist(), place[begin:end].tolist()
-        self._note(rows, fractions, places, int(march.segment))
+        inside = tuple(x[begin:] for x in self.inside)
+        self._note(rows, inside, fractions, places, int(march.segment))
         return rows, n
 
-    def _note(self, rows: Leaves, fractions: list[float], places: list[int], segment: int) -> None:
-        """Completes the grid by the steps of a chunk, and puts out what landed."""
-        n, times = len(fractions), self.run.times
-        t, dt = list[float](), list[float]()
+    def _note(
+        self,
+        rows: Leaves,
+        inside: Leaves,
+        fractions: list[float],
+        places: list[int],
+        segment: int,
+    ) -> None:
+        """Completes the grid by the steps of a chunk, and puts out what landed or lies inside."""
+        n, times, stops = len(fractions), self.landed, self.run.stops
+        t, dt, numbers, steps = list[float](), list[float](), list[int](), list[int]()
+        landed = list[tuple[int, int]]()
         for r, (following, j) in enumerate(zip(fractions, places, strict=True)):
             sigma, span = self.fractions[-1], times[j + 1] - times[j]
             t.append(times[j] + span * sigma)
             dt.append(span * (following - sigma))
+            if stops is not None:
+                found = stops.inside(j, sigma, following)
+                numbers += found
+                steps += [r] * len(found)
             self.fractions.append(following)
             if (places[r + 1] if r + 1 < n else segment) > j:
                 self.segments.append(Nodes(tuple(self.fractions)))
                 self.fractions = [0.0]
-                self.outputs.put(j + 1, self._row(rows, r + 1, n)[: self.n_y])
+                landed.append((self.run.landed[j + 1], r + 1))
+        if numbers:
+            ends = (torch.tensor(x, dtype=torch.float64) for x in (t, dt))
+            self._read(inside_of(self.times, numbers, steps, *ends), rows, inside)
+        for j, r in landed:
+            self.outputs.put(j, self._row(rows, r, n)[: self.n_y])
         self._report(rows, n, lambda: (t, dt))
         if self._through():
             self.run.grid = Grid(tuple(self.segments))
+
+    def _read(self, at: Inside | None, rows: Leaves, inside: Leaves) -> None:
+        """Puts out the states at times inside of the steps of a chunk."""
+        for piece in [] if at is None else at.pieces(len(rows[0])):
+            found = self.programs.reading.states(piece, rows[: self.n_y], inside)
+            self.outputs.put_all(piece.numbers, found)
 
     def _row(self, rows: Leaves, r: int, n: int) -> Leaves:
         """The state before step r of a chunk of n steps, or after its last."""
