@@ -303,8 +303,6 @@ def test_what_steps_onto_every_time() -> None:
         odegrad.solve(f, y0, ts, land=False, **streamed)
     with pytest.raises(errors.InvalidTypeError, match="land must be True, False or None"):
         odegrad.solve(f, y0, ts, land="no")  # pyright: ignore
-    with pytest.warns(errors.OdegradWarning, match="compiled steps land on every time"):
-        odegrad.solve(f, y0, ts, land=False, compile=True)
 
 
 # Reading a solution again.

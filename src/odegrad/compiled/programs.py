@@ -205,9 +205,7 @@ class Programs:
         key = ("adaptive", getattr(norm, "__code__", None), n_times, _kept(pull), read)
         return self._make(key, lambda: self._adaptive(norm, n_times, pull, read))
 
-    def _adaptive(
-        self, norm: Norm | None, n_times: int, pull: Pullback | None, read: bool
-    ) -> Loop:
+    def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None, read: bool) -> Loop:
         n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
         n_state, order, rows = self._field.n_state, self.scheme.error_order, self.rows(pull)
         assert order is not None

@@ -1,8 +1,9 @@
-"""Dense output of compiled steps: the state at a few parts of each step, and the polynomial through them.
+"""Dense output of compiled steps: the state at some parts of each, and the polynomial through them.
 
-Whatever a scheme reads a state from, its slopes or further evaluations of f, what it evaluates in a step is
-a polynomial in x = (t − t_n) / h_n of a degree d that is known. A program gives its values u_j at
-0 < x_1 < … < x_d = 1, with u_0 = y_n at x_0 = 0. All times inside the steps of a chunk are then read at once,
+Whatever a scheme reads a state from, its slopes or further evaluations of f, what it evaluates in a
+step is a polynomial in x = (t − t_n) / h_n of a degree d that is known. A program gives its values u_j
+at 0 < x_1 < … < x_d = 1, with u_0 = y_n at x_0 = 0. All times inside the steps of a chunk are then read
+at once,
 
     u(x) = Σ_j L_j(x) u_j,     L_j(x) = Π_{i≠j} (x − x_i) / (x_j − x_i),
 
@@ -11,8 +12,8 @@ and the transpose is, for cotangents ū_r of the states read at x_r in step n,
     ū_j += L_j(x_r) ū_r,     x̄_r = Σ_j L_j′(x_r) Re⟨u_j, ū_r⟩,
     T̄_r += x̄_r / h_n,     t̄_n −= x̄_r / h_n,     h̄_n −= x_r x̄_r / h_n,
 
-where the cotangents ū_j go through the transposed step. The x_j are those of Chebyshev and Lobatto, between
-which no L_j exceeds 1, so that this is as good as reading each time alone, up to rounding.
+where the cotangents ū_j go through the transposed step. The x_j are the extrema of a Chebyshev
+polynomial, between which no L_j exceeds 1, so that this is as good as reading each time alone.
 """
 
 from __future__ import annotations

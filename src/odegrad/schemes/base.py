@@ -223,7 +223,7 @@ class Scheme(ABC):
         with torch.enable_grad():
             t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
             step = self.step(field, t_, dt_, y_, carry_, p)
-            at = [_leaf(r.t) for r in reads]
+            at = [r.t if isinstance(r.t, Part) else _leaf(r.t) for r in reads]
             inside = self.read(field, t_, dt_, y_, step, p, at) if reads else []
         outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
         for values, r in zip(inside, reads, strict=True):
@@ -252,7 +252,7 @@ class _Pulled(NamedTuple):
     p: OptionalLeaves
 
 
-def _leaf(t: Time | Part) -> Time | Part:
+def _leaf(t: Time) -> Time:
     return t.detach().requires_grad_() if isinstance(t, Tensor) else t
 
 
@@ -263,7 +263,7 @@ def _leaves(x: Leaves) -> Leaves:
 def _pull(
     outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
-    times: list[Time],
+    times: Sequence[Time | Part],
     y: Leaves,
     p: Leaves,
 ) -> _Pulled:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from odegrad.checkpoints import Advance, Checkpoints, Drop, Hold, Keep, Store, Tier
 from odegrad.compiled import (
@@ -19,6 +20,7 @@ from odegrad.compiled import (
     constants,
     inside_of,
 )
+from odegrad.errors import SolveError
 from odegrad.grid import Grid, Nodes, Segment
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize
@@ -216,17 +218,33 @@ class _Forward:
             run.field.evaluations += attempts * self.programs.step_evaluations(read)
             if not bool(march.stuck):
                 break
-            taken = self.n + int(march.row) - begin
-            run.stats.rejected = int(march.attempts) - taken
-            accepted, run.stats.accepted = run.stats.accepted, taken
-            numbers = (float(march.t), float(march.taken), float(march.h), float(march.ratio))
-            check_size(run, control, *numbers, self.state[: self.n_y], self.p)
-            check_count(run, numbers[0], numbers[1])
-            run.stats.accepted = accepted
+            try:
+                self._look(march, control, begin)
+            except SolveError:
+                self._take_in(march, begin, rows, fraction, place)
+                raise
             march = march._replace(stuck=number(False, self.device))
+        return self._take_in(march, begin, rows, fraction, place)
+
+    def _look(self, march: March, control: PID, begin: int) -> None:
+        """Refuses to go on if steps are too small, or too many."""
+        stats, taken = self.run.stats, self.n + int(march.row) - begin
+        accepted = stats.accepted
+        stats.rejected, stats.accepted = int(march.attempts) - taken, taken
+        numbers = (float(march.t), float(march.taken), float(march.h), float(march.ratio))
+        try:
+            check_size(self.run, control, *numbers, self.state[: self.n_y], self.p)
+            check_count(self.run, numbers[0], numbers[1])
+        finally:
+            stats.accepted = accepted
+
+    def _take_in(
+        self, march: March, begin: int, rows: Leaves, fraction: Tensor, place: Tensor
+    ) -> tuple[Leaves, int]:
+        """Takes in the steps of a chunk, which begin at a row; returns their rows, and how many."""
         self.march, end = march, int(march.row)
         n, rows = end - begin, rows if begin == 0 else tuple(x[begin:] for x in rows)
-        run.stats.rejected = int(march.attempts) - self.n - n
+        self.run.stats.rejected = int(march.attempts) - self.n - n
         fractions, places = fraction[begin:end].tolist(), place[begin:end].tolist()
         inside = tuple(x[begin:] for x in self.inside)
         self._note(rows, inside, fractions, places, int(march.segment))
