@@ -185,7 +185,7 @@ def _is_read(
     if land or len(ends.least) == len(ends.times) or ends.times[0] == ends.times[-1]:
         return False
     replayed = isinstance(stepsize, Grid) and len(stepsize.segments) == len(ends.least) - 1
-    if land is None and not replayed:
+    if land is None and not (replayed or isinstance(stepsize, AdaptiveStepSize)):
         return False
     reason = None
     if not isinstance(gradient, Discrete | Mismatched | Tangent | Tape):
