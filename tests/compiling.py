@@ -24,12 +24,13 @@ def gradients(
     times: Sequence[float] = TIMES,
     **more: Any,
 ) -> tuple[list[Tensor], odegrad.Solution]:
-    """`Case.gradient` with compile=True, or with the options given."""
+    """`Case.gradient` with compile=True, and with the options given; steps end at every time."""
     options = {
         "compile": True,
         "scheme": scheme,
         "stepsize": stepsize,
         "gradient": gradient,
+        "land": True,
         **more,
     }
     ts = torch.tensor(times, dtype=torch.float64, requires_grad=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
 from odegrad.schemes.dense import Part, Read
-from odegrad.state import Leaves, Time, real_dtype, wide
+from odegrad.state import Leaves, Time, inner, real_dtype, wide
 
 __all__ = ["Inside", "Reading"]
 
@@ -115,13 +115,12 @@ class Reading:
 
     def rates(self, at: Inside, y: Leaves, inside: Leaves, grads: Leaves) -> Tensor:
         """x̄, shape [R], given the cotangents of the states."""
-        slopes, total = self._slopes(at.x), torch.zeros_like(at.x)
-        for before, within, g in zip(y, inside, grads, strict=True):
-            rate = _combined(slopes, before, within, at.rows)
-            g = g.to(rate.device)
-            product = (rate.conj() * g).real if g.is_complex() else rate * g
-            total += product.flatten(1).sum(1).to(total)
-        return total
+        slopes = self._slopes(at.x)
+        rates = tuple(
+            _combined(slopes, before, within, at.rows)
+            for before, within in zip(y, inside, strict=True)
+        )
+        return inner(rates, grads, at.x)
 
     def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x − x_i) / (x_j − x_i) and the derivatives of that, both with 1 and 0 where i = j."""
