@@ -7,8 +7,8 @@ it may be (inf: for information). Adaptive solves end where torchdiffeq's own st
 not interpolate: then both take the same steps, up to rounding errors of the error estimate, which the
 control passes on to the sizes. Three differences are meant:
 
-- Between the ends of its steps torchdiffeq interpolates, and it goes beyond the last time; here every
-  time is stepped onto.
+- torchdiffeq goes beyond the last time and interpolates; here the last step ends there. Between, both
+  interpolate: dopri5 by the same polynomial.
 - With adaptive steps, moving an end time moves all times of steps between here, none there.
 - The first step of torchdiffeq carries a derivative, unless it is given.
 
