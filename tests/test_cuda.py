@@ -30,6 +30,8 @@ pytestmark = [
     pytest.mark.skipif(
         DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
     ),
+    # torch says so whenever a thread of autograd is the first to call the library.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
 ]
 POLICIES = [
     Discrete(),
