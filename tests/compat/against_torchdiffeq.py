@@ -116,6 +116,9 @@ def adaptive(theirs) -> Iterator[Row]:
             yield from compared(theirs, f"{name}, first_step", bounds, net, y0, t, **given)
             t = times(0.0, step_ends(theirs, y0, 2.0, net, **settings)[-2])
             yield from compared(theirs, name, (exact, near, math.inf), net, y0, t, **settings)
+            if method == "dopri5":
+                t = times(0.0, 0.31, 0.32, 1.1, step_ends(theirs, y0, 2.0, net, **given)[-2])
+                yield from compared(theirs, f"{name}, inside", bounds, net, y0, t, **given)
             t = times(0.0, 0.31, 1.7)
             yield from compared(theirs, f"{name}, between", (math.inf,) * 3, net, y0, t, **settings)
 

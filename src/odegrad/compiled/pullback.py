@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,18 @@ class Pullback:
         return 2 + len(self.inside) if self.timed else 0
 
 
+class _Split(NamedTuple):
+    """The first attributes of a `Pullback`."""
+
+    graph: GraphModule
+    forward: GraphModule
+    kept: Leaves
+    summed: tuple[int, ...]
+    rows: Leaves
+    stacks: tuple[tuple[int, ...], ...]
+    deferred: tuple[Deferred, ...]
+
+
 def trace_pullback(
     fakes: Fakes,
     field: VectorField,
@@ -97,7 +110,6 @@ def trace_pullback(
     """
     n_y, n_c, n_p = len(y), len(carry), len(p)
     reached: list[int] = []
-    counts = field.evaluations, field.transposes
 
     def function(t: Tensor, dt: Tensor, *given: Tensor) -> list[Tensor | None]:
         y, carry = given[:n_y], given[n_y : n_y + n_c]
@@ -121,17 +133,45 @@ def trace_pullback(
     time = fakes.empty((), torch.float64, y[0].device)
     rows = 0 if reading is None else reading.degree + 1
     inside = [fakes.empty((rows, *x.shape), x.dtype, x.device) for x in y if rows]
+    counts = field.evaluations, field.transposes
     module = fakes.trace(function, [time, time, *y, *carry, *p, *y, *carry, *inside])
     evaluations, vjps = field.evaluations - counts[0], field.transposes - counts[1]
     field.evaluations, field.transposes = counts
+    split = _split(module, reached, n_y + n_c, inside, timed, keeps)
+    return Pullback(
+        *split,
+        timed=timed,
+        inside=tuple(inside),
+        evaluations=0 if keeps else evaluations,
+        vjps=vjps,
+    )
 
+
+def _split(
+    module: GraphModule,
+    reached: Sequence[int],
+    n_state: int,
+    inside: Sequence[Tensor],
+    timed: bool,
+    keeps: bool,
+) -> _Split:
+    """Splits off what can be put off, and what the forward sweep keeps.
+
+    Arguments:
+        module: The transpose of a step as it was traced.
+        reached: The parameters whose cotangents come last in what it returns.
+        n_state: How many leaves state and carry have.
+        inside: Stand-ins for `Pullback.inside`.
+        timed: As for `trace_pullback`.
+        keeps: As for `trace_pullback`.
+    """
     given, outputs = inputs(module), results(module.graph)
-    n_first, n_grads = len(outputs) - len(reached), n_y + n_c + len(inside)
+    n_first, n_grads = len(outputs) - len(reached), n_state + len(inside)
     terms = {i: _terms(node) for i, node in zip(reached, outputs[n_first:], strict=True)}
     grads = given[len(given) - n_grads :]
     first = given[: len(given) - n_grads]
     late = depends_on(module.graph, grads)
-    changing = depends_on(module.graph, first[2 : 2 + n_y + n_c])
+    changing = depends_on(module.graph, first[2 : 2 + n_state])
     plan = Plan(terms)
     kept: list[Node] = []
     if keeps:
@@ -141,7 +181,7 @@ def trace_pullback(
         plan = Plan(terms, kept)
     sums = _summed(module, plan.rest)
     outputs = [*outputs[:n_first], *sums.values(), *plan.rows]
-    return Pullback(
+    return _Split(
         graph=extract(module, [*first, *kept, *grads], outputs),
         forward=extract(module, first, kept),
         kept=_stands(kept),
@@ -149,10 +189,6 @@ def trace_pullback(
         rows=_stands(plan.rows),
         stacks=tuple(plan.stacks),
         deferred=tuple(plan.deferred),
-        timed=timed,
-        inside=tuple(inside),
-        evaluations=0 if keeps else evaluations,
-        vjps=vjps,
     )
 
 

@@ -25,6 +25,7 @@ from odegrad.sweeps.steps import Accepted, fixed_grid, number, read, steps
 
 __all__ = ["odeint_dense"]
 
+
 def odeint_dense(
     func: Callable[..., Any],
     y0: Tensor,
