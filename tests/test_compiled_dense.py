@@ -12,7 +12,7 @@ from torch import Tensor
 import odegrad
 from cases import GRAPHS, leaf, loss, mlp, relative, structured, time_dependent
 from compiling import close, forget_graphs, gradients, in_chunks_of, warnings_of
-from odegrad import PID, Binomial, Discrete, Every, Steps, Tape
+from odegrad import PID, Binomial, Blockwise, Discrete, Every, Keep, Steps, Tape
 from odegrad.compiled import programs, using_backend
 from odegrad.schemes import SCHEMES
 
@@ -59,6 +59,15 @@ def test_times_in_every_place_of_a_chunk(
     check(structured(), gradient, odegrad.Bosh3(), stepsize, times=TIMES[::-1])
     check(time_dependent(), gradient, odegrad.Tsit5(), stepsize, breakpoints=(0.3, 0.7))
     check(time_dependent(), gradient, odegrad.Tsit5(), stepsize, times=(0.0, 0.0, 1.0, 1.0))
+
+
+def test_chunks_of_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of states alone have fewer bytes, so that they may have fewer steps than others."""
+    forget_graphs(monkeypatch)
+    monkeypatch.setattr("odegrad.compiled.CHUNK_BYTES", 8192)
+    schedule = Blockwise(Binomial(2), 16, Keep.GRAPH)
+    check(time_dependent(), Discrete(schedule), odegrad.Euler(), Steps(32))
+    check(time_dependent(), Discrete(schedule), odegrad.AdaptiveHeun(), PID(1e-5, 1e-7))
 
 
 @pytest.mark.parametrize("schedule", [Every(1), Every(2), Every(1000), Binomial(2)])

@@ -146,7 +146,7 @@ class _Forward:
         while not self._through() and (stop is None or self.n < stop):
             like = (*self.state, *(pull.kept if pull is not None else ()))
             rows = scratch or rows_like(like, size)
-            if self.run.stops is not None and not self.inside:
+            if self.run.stops is not None and not (self.inside and len(self.inside[0]) == size):
                 self.inside = self.programs.inside(size)
             first, taken = self.n, self._adaptive if self.control is not None else self._fixed
             rows, n = taken(rows, stop, pull)
