@@ -47,7 +47,7 @@ def forget_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_chunks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on programs are made for chunks of so many steps."""
     forget_graphs(monkeypatch)
-    monkeypatch.setattr("odegrad.compiled.programs._MOST_ROWS", rows)
+    monkeypatch.setattr("odegrad.compiled.shapes._MOST_ROWS", rows)
 
 
 def warnings_of(thunk: Callable[[], Any]) -> tuple[Any, list[str]]:

@@ -6,9 +6,10 @@ from odegrad.compiled.controller import March, constants
 from odegrad.compiled.deferred import Rows
 from odegrad.compiled.inductor import using_backend
 from odegrad.compiled.prepare import Prepared, prepare
-from odegrad.compiled.programs import CHUNK_BYTES, Programs, Transposed
+from odegrad.compiled.programs import Programs, Transposed
 from odegrad.compiled.pullback import Pullback
 from odegrad.compiled.reading import Inside
+from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import NotCompilable, device_of
 
 __all__ = [
