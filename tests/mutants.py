@@ -419,7 +419,7 @@ MUTANTS = [
     ),
     Mutant(
         "compiled: a time that is read owes nothing to the length of its step",
-        "sweeps/compiled/backward.py",
+        "sweeps/compiled/reads.py",
         "-piece.x * rate",
         "0.0 * rate",
         "tests/test_compiled_dense.py",
@@ -427,7 +427,7 @@ MUTANTS = [
     Mutant(
         "compiled: cotangents of read states of one chunk are there for the next",
         "sweeps/compiled/backward.py",
-        "*(self.grad_inside if read else ())",
+        "*(self.reads.grads if read else ())",
         "*()",
         "tests/test_compiled_dense.py",
     ),

@@ -17,7 +17,7 @@ from odegrad.checkpoints import (
     Tier,
     Transpose,
 )
-from odegrad.compiled import Blocks, Inside, Programs, Pullback, Rows, Ticks, Transposed
+from odegrad.compiled import Blocks, Programs, Pullback, Rows, Ticks, Transposed
 from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.compiled.chunks import (
@@ -29,6 +29,7 @@ from odegrad.sweeps.compiled.chunks import (
     watched,
     zeros,
 )
+from odegrad.sweeps.compiled.reads import Reads
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import direct
@@ -100,7 +101,6 @@ class _Backward:
         self.below = kept.end  # the state after the step whose turn it is, if the labels need it
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
         self.times, self.ticks = times, Ticks(run.accepted_grid, times, run.stops)
-        self.given = grads
         self.current = kept.current()
         carry = programs.new_carry()
         self.grads: Leaves = (*map(zeros, y0), *carry)
@@ -114,9 +114,7 @@ class _Backward:
             for _ in range(2 * self.timed)
         ]
         self.labels: Leaves = ()
-        # What states inside of steps were read from: the cotangents, and these values themselves.
-        self.grad_inside: Leaves = tuple(zeros(x, self.size) for x in pull.inside)
-        self.inside: Leaves = programs.inside(self.size) if pull.inside and pull.timed else ()
+        self.reads = Reads(programs, pull, y0, grads, self.size)
 
     def advance(self, start: int, stop: int, keep: Keep | None) -> None:
         """Takes steps again."""
@@ -185,18 +183,17 @@ class _Backward:
                 self._inject(j, after)
         read = self.ticks.inside(start, stop) if pull.inside else None
         if read is not None:
-            for piece in read.pieces(size):
-                self.programs.reading.states_vjp(piece, self._cotangents(piece), self.grad_inside)
+            self.reads.put(read)
         found = program.loop(
             number(n - 1, self.device),
             *self.grads,
             *self.sums,
             *(t, dt),
             *rows,
-            *self.grad_inside,
+            *self.reads.grads,
             *(self.labels if labelled else ()),
             *self.grad_steps,
-            *self.inside,
+            *self.reads.values,
             *self.written.kinds,
             *self.data,
             count=n,
@@ -208,36 +205,17 @@ class _Backward:
         if self.timed:
             grad_t, grad_dt = (x[:n].to(self.times.device) for x in self.grad_steps)
             if read is not None:
-                self._read_times(read, rows, dt[:n].to(grad_t), grad_t, grad_dt)
+                steps = dt[:n].to(grad_t), grad_t, grad_dt
+                self.reads.times_vjp(read, rows, *steps, self.grad_times)
             self.ticks.step_vjp(start, grad_t, grad_dt, self.grad_times)
         run.field.evaluations += n * pull.evaluations
         run.field.transposes += n * pull.vjps
-        for buffer in (*(self.labels if labelled else ()), *(self.grad_inside if read else ())):
+        for buffer in (*(self.labels if labelled else ()), *(self.reads.grads if read else ())):
             buffer.zero_()
         if self.direct.needs_states:
             self.below = tuple(x.clone() for x in self._state(rows, 0))
         if run.monitor is not None:
             self._report(start, n, rows)
-
-    def _cotangents(self, at: Inside) -> Leaves:
-        """Those of the states at times inside of steps, one row each."""
-        numbers = torch.tensor(at.numbers)
-        shape = (len(at.numbers),)
-        return tuple(
-            x.new_zeros((*shape, *x.shape)) if g is None else g[numbers.to(g.device)]
-            for x, g in zip(self.y0, self.given, strict=True)
-        )
-
-    def _read_times(
-        self, at: Inside, rows: Leaves, dt: Tensor, grad_t: Tensor, grad_dt: Tensor
-    ) -> None:
-        """Adds the cotangents of times inside of steps, and what these times owe to the steps' own."""
-        for piece in at.pieces(self.size):
-            y, grads = rows[: len(self.y0)], self._cotangents(piece)
-            rate = self.programs.reading.rates(piece, y, self.inside, grads) / dt[piece.rows]
-            self.grad_times[piece.numbers] += rate
-            grad_t.index_add_(0, piece.rows, -rate)
-            grad_dt.index_add_(0, piece.rows, -piece.x * rate)
 
     def _state(self, rows: Leaves, r: int) -> Leaves:
         return tuple(x[r] for x in rows[: len(self.y0)])
