@@ -74,6 +74,9 @@ class Shapes:
         self._time = self._fakes.empty((), torch.float64, self.device)
         self._carry = self._trace_init()
         self.reading = Reading(scheme.read_degree)
+        # Stand-ins for the values that states inside of a step are read from.
+        d, empty = self.reading.degree, self._fakes.empty
+        self._inside = [empty((d, *x.shape), x.dtype, x.device) for x in self._y]
         self._evaluations: dict[bool, int] = {}
 
     def _trace_init(self) -> list[Tensor]:
@@ -114,12 +117,6 @@ class Shapes:
         return tuple(
             torch.empty((size, *x.shape), dtype=x.dtype, device=device_of(x)) for x in self._inside
         )
-
-    @property
-    def _inside(self) -> list[Tensor]:
-        """Stand-ins for the values that states inside of a step are read from."""
-        d = self.reading.degree
-        return [self._fakes.empty((d, *x.shape), x.dtype, x.device) for x in self._y]
 
     def _sums(self, pull: Pullback) -> list[Tensor]:
         """Stand-ins for the sums of terms: in single precision at least."""
