@@ -51,12 +51,18 @@ class Needs:
         work: The working set beside many rows.
         few: A bound of the working set beside few rows: the peak may lie elsewhere then.
         measured: The working set by the numbers of rows that were measured, many being the most of them.
+        beyond: The budget from which on more rows would have been measured; None if none would.
     """
 
     row: int
     work: int = 0
     few: int = 0
     measured: dict[int, int] = field(default_factory=dict[int, int])
+    beyond: int | None = None
+
+    def serves(self, budget: int | None) -> bool:
+        """Whether no more would be measured with that budget."""
+        return self.beyond is None or (budget is not None and budget < self.beyond)
 
     def beside(self, rows: int) -> int:
         """The working set of sweeps with so many rows on the tape."""

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.gradients.ladder import Ladder
 from odegrad.gradients.needs import Kind, Needs, state_bytes
 from odegrad.grid import Grid, Stops, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
@@ -76,7 +77,7 @@ class Rehearsal:
         budget: The bytes allowed, or None.
 
     Attributes:
-        run: As given, like y0, chunk, retained; device is that of y0.
+        run: As given, like y0, chunk, retained, budget; device is that of y0.
         state: D.
         outputs: 2 T D_y, 0 if no states are put out.
         sums: The bytes of the parameter gradient.
@@ -101,7 +102,7 @@ class Rehearsal:
     ) -> None:
         self.run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
         self.y0, self.device = tuple(x.detach() for x in y0), y0[0].device
-        self.chunk, self.retained, self._budget = chunk, retained, budget
+        self.chunk, self.retained, self.budget = chunk, retained, budget
         self._results, self._key, self._wanted = known, key, wanted[: len(p)]
         self._found: dict[Hashable, Needs] = {}  # also what is not to be remembered
         self.n_steps: int | None = None
@@ -127,16 +128,12 @@ class Rehearsal:
 
     def needs(self, kind: Kind) -> Needs:
         """What the steps of a kind need."""
-        compiled = self.run.programs is not None
-        lengths = (2, 3) if compiled else (4, 5)
-        if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
-            lengths = (4, 5) if 6 * self.step_graph <= self._budget else (2, 3)
-        key = (self._key, kind, lengths, self.is_dense)
+        key = (self._key, kind, self.is_dense)
         found = self._found.get(key) or self._recalled(key)
-        if found is None:
-            self._found[key] = found = self._measured(kind, lengths)
+        if found is None or not found.serves(self.budget):
+            self._found[key] = found = self._measured(kind)
             # Under a profiler it was not seen by the same means.
-            if compiled or not torch.autograd._profiler_enabled():  # pyright: ignore
+            if self.run.programs is not None or not torch.autograd._profiler_enabled():  # pyright: ignore
                 self._remember(key, found)
         return found
 
@@ -165,6 +162,11 @@ class Rehearsal:
         return self._graph.row
 
     @property
+    def evaluations(self) -> int:
+        """About how often a step evaluates f."""
+        return max(1, self._graph.few)
+
+    @property
     def stretch(self) -> int:
         """How many steps a stretch of graphs has at least."""
         half = in_half((*self.y0, *self._p), self.run.field.autocast[2])
@@ -175,7 +177,7 @@ class Rehearsal:
         p = self.run.field.own(self._p, self._wanted)
         return self._remembered("graph", lambda: Needs(*step_graph(self.run, self.y0, p)))
 
-    def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
+    def _measured(self, kind: Kind) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
         # Four steps have to be taken again in a row: what they hold does not grow any more then.
         again = 4
@@ -188,13 +190,11 @@ class Rehearsal:
             # One stored state, from which steps are taken again before those of a block are.
             "block": lambda m: (Blockwise(Binomial(1), m, keep), m * max(3, 2 - -again * k // m)),
         }
-        found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, 2, *lengths)}
-        (first, ahead), (second, further) = (found[m] for m in lengths)
-        # A peak of few rows may lie where none is left: the forward sweep tells the row then.
-        copies = 2 if self.retained and kind.shape != "all" else 1
-        row = max(second - first, copies * (further - ahead) + self.label_cotangent(keep), 0)
-        beside = {m: peak - m * row for m, (peak, _) in found.items()}
-        return Needs(row, beside[lengths[1]], max(beside.values()), beside)
+        make = makes[kind.shape]
+        ladder = Ladder(self, kind, lambda m: self._states(*make(m * k)))
+        for m in ladder:
+            ladder.take(m, *self._beyond_states(*make(m * k)))
+        return ladder.needs()
 
     def label_cotangent(self, keep: Keep | None) -> int:
         """What is held for the label of a step while the graphs of its stretch are pulled back."""
@@ -203,10 +203,15 @@ class Rehearsal:
 
     def _beyond_states(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
         """The peaks of a rehearsal and of its forward sweep, without outputs and stored states."""
-        bounds, times = checkpoints.bounds(n, known=True), self._n_times(n)
-        states = (bounds.device + bounds.held) * self.state
+        states, outputs = self._states(checkpoints, n), self._n_times(n) * self._output
         both, ahead = self._peaks(checkpoints, n)
-        return both - 2 * times * self._output - states, ahead - times * self._output - states
+        return both - states, ahead - states + outputs
+
+    def _states(self, checkpoints: Checkpoints, n: int) -> int:
+        """The outputs, their cotangents and the stored states of a rehearsal."""
+        bounds = checkpoints.bounds(n, known=True)
+        outputs = 2 * self._n_times(n) * self._output
+        return outputs + (bounds.device + bounds.held) * self.state
 
     def _n_times(self, n: int) -> int:
         """How many landing times a rehearsal of n steps has."""

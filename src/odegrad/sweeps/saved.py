@@ -71,10 +71,10 @@ _SCHEME_NODES = 25
 """The most nodes by which a scheme joins one evaluation of f, for each leaf of the state."""
 
 
-def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int]:
-    """About what the graphs of one step save, and the most nodes that those of two steps have.
+def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int, int]:
+    """About what the graphs of one step save, the most nodes that those of two steps have, and a count.
 
-    Those of one evaluation of f, times their number.
+    Those of one evaluation of f, times the number of evaluations in a step, which is the count.
 
     It leaves no mark on the field, and holds no more than the graph of one evaluation.
 
@@ -99,7 +99,7 @@ def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int]:
             y = tuple(x.detach().requires_grad_() for x in y0)
             meter.measure(field.bound(p, lambda: field(times[0], y, p)))
         nodes = 2 * count * (meter.nodes + _SCHEME_NODES * len(y0))
-        return count * meter.nbytes(1), nodes
+        return count * meter.nbytes(1), nodes, count
     finally:
         field.evaluations = before
         field.forget()
