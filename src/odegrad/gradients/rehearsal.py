@@ -39,7 +39,7 @@ from odegrad.sweeps.graphs import in_half, stretch_length
 from odegrad.sweeps.saved import step_graph
 from odegrad.sweeps.steps import fixed_grid
 
-__all__ = ["Rehearsal", "results_of"]
+__all__ = ["Rehearsal", "Sweeps", "results_of", "short_steps"]
 
 
 Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves | None], None]
@@ -105,15 +105,28 @@ class Rehearsal:
         self.chunk, self.retained, self.budget = chunk, retained, budget
         self._results, self._key, self._wanted = known, key, wanted[: len(p)]
         self._found: dict[Hashable, Needs] = {}  # also what is not to be remembered
-        self.n_steps: int | None = None
-        self.spacing = 1
-        if isinstance(run.stepsize, FixedStepSize):
-            grid = fixed_grid(run, run.stepsize)
-            self.n_steps, self.spacing = grid.n_steps, min(map(len, grid.segments), default=1)
-        self.state = self._remembered("state", lambda: Needs(state_bytes(run, self.y0, p))).row
+        self.n_steps, self.spacing = self._counted()
+        self.state = self._remembered("state", self._state_needs).row
         self.outputs = 2 * len(run.times) * self._output
         self.sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
         self.timed = wanted[-1]
+
+    def _counted(self) -> tuple[int | None, int]:
+        """The number of steps, if it is known, and the fewest from one landing to the next."""
+        control = self.run.stepsize
+        if not isinstance(control, FixedStepSize):
+            return None, 1
+        grid = fixed_grid(self.run, control)
+        return grid.n_steps, min(map(len, grid.segments), default=1)
+
+    def _state_needs(self) -> Needs:
+        run, t = self.run, self.run.times[0]
+        return Needs(state_bytes(run, run.scheme, t, self.y0, self._p))
+
+    @property
+    def held(self) -> int:
+        """What is held of the solve while steps are rehearsed."""
+        return 0
 
     @property
     def _output(self) -> int:
@@ -174,8 +187,13 @@ class Rehearsal:
 
     @cached_property
     def _graph(self) -> Needs:
-        p = self.run.field.own(self._p, self._wanted)
-        return self._remembered("graph", lambda: Needs(*step_graph(self.run, self.y0, p)))
+        return self._remembered("graph", lambda: Needs(*self._step_graph()))
+
+    def _step_graph(self) -> tuple[int, int, int]:
+        run, times = self.run, self.run.times
+        p = run.field.own(self._p, self._wanted)
+        first = 1e-3 * (times[-1] - times[0])
+        return step_graph(run.field, run.scheme, times[0], first, self.y0, p)
 
     def _measured(self, kind: Kind) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
@@ -227,12 +245,29 @@ class Rehearsal:
 
     def _peaks(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
         """The peaks of both sweeps in n short steps, from the start on, and of the first alone."""
-        run, field = self.run, self.run.field
-        span, labels = run.times[-1] - run.times[0], self._n_times(n)
-        # With a label inside, but for the last, it is after the first step: not at the end of a chunk.
-        segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}.get(
-            labels, tuple(Uniform(1) for _ in range(n))
-        )
+        field, labels = self.run.field, self._n_times(n)
+        rehearsed, ts = self._rehearsed(n, labels)
+        counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
+
+        def sweeps(grads: Callable[[int], Leaves] | None) -> None:
+            given = None if grads is None else grads(labels)
+            self._sweeps(rehearsed, checkpoints, self.y0, self._p, ts, given)
+            field.forget()
+
+        try:
+            sweeps(self._cotangents)  # not looked for: what is allocated once, and never again
+            compiled = self.run.programs is not None
+            peak = partial(peak_bytes, device=self.device, compiled=compiled)
+            return peak(partial(sweeps, self._cotangents)), peak(partial(sweeps, None))
+        finally:
+            field.evaluations, field.transposes = counts
+            if snapshot is not None:
+                snapshot.restore()
+
+    def _rehearsed(self, n: int, labels: int) -> tuple[Run, Tensor]:
+        """The solve in n short steps with so many landing times, and these as the user gave them."""
+        run, span = self.run, self.run.times[-1] - self.run.times[0]
+        segments = short_steps(n, labels)
         last = len([j for j in range(len(run.times)) if run.label(j) is not None]) - 1
         ends: list[float] = list(accumulate((len(x) for x in segments), initial=0))
         if run.stops is not None:  # they are read inside steps
@@ -251,19 +286,13 @@ class Rehearsal:
             initial=None,
             labels=tuple(min(j, last) for j in range(labels)),  # there are no others
         )
-        ts = self._ts.new_tensor(rehearsed.times)
-        counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
+        return rehearsed, self._ts.new_tensor(times)
 
-        def sweeps(grads: Callable[[int], Leaves] | None) -> None:
-            given = None if grads is None else grads(labels)
-            self._sweeps(rehearsed, checkpoints, self.y0, self._p, ts, given)
-            field.forget()
 
-        try:
-            sweeps(self._cotangents)  # not looked for: what is allocated once, and never again
-            peak = partial(peak_bytes, device=self.device, compiled=run.programs is not None)
-            return peak(partial(sweeps, self._cotangents)), peak(partial(sweeps, None))
-        finally:
-            field.evaluations, field.transposes = counts
-            if snapshot is not None:
-                snapshot.restore()
+def short_steps(n: int, labels: int) -> tuple[Uniform, ...]:
+    """The segments of n steps between so many landing times.
+
+    With one inside, but for the last, it is after the first step: not at the end of a chunk.
+    """
+    segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}
+    return segments.get(labels, tuple(Uniform(1) for _ in range(n)))
