@@ -300,7 +300,7 @@ class VectorField:
         if len(self._functions) == 1:
             return ()
         with torch.no_grad():
-            time = torch.as_tensor(t).to(dtype=self.time_dtype, device=self.device)
+            time = torch.as_tensor(t, dtype=self.time_dtype, device=self.device)
             cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
             return (torch.zeros_like(self._outputs.cost(cost)),)
 

@@ -254,7 +254,7 @@ def rms_norm(leaves: Leaves) -> Tensor:
         squares.append(wide.abs().square().sum() if wide.is_complex() else wide.square().sum())
         count += leaf.numel()
     if count == 0:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     first, *rest = squares
     for square in rest:
         first = first + square.to(first.device)

@@ -65,7 +65,7 @@ class PerSample(Scheme):
         if bool(failed.all()):
             return dataclasses.replace(self, failed=failed)
         healthy = int((~failed).nonzero()[0])
-        source = torch.arange(len(failed)).masked_fill(failed, healthy)
+        source = torch.arange(len(failed), device="cpu").masked_fill(failed, healthy)
         y0 = tuple(x[source.to(x.device)] for x in self.y0)
         return dataclasses.replace(self, start=self.start[source], y0=y0, failed=failed)
 

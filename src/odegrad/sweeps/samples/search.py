@@ -66,14 +66,14 @@ class _March:
         self._last_segment = self._times.shape[1] - 1
         self._limit = run.max_steps or DEFAULT_MAX_STEPS
         self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
-        self._all = torch.arange(size)
+        self._all = torch.arange(size, device="cpu")
         # Per sample: the segment, what of it is done, what the controller remembers.
-        self._j = torch.zeros(size, dtype=torch.int64)
-        self._sigma = torch.zeros(size, dtype=torch.float64)
-        self._last = self._before = torch.ones(size, dtype=torch.float64)
-        self._rejected = torch.zeros(size, dtype=torch.bool)
+        self._j = torch.zeros(size, dtype=torch.int64, device="cpu")
+        self._sigma = torch.zeros(size, dtype=torch.float64, device="cpu")
+        self._last = self._before = torch.ones(size, dtype=torch.float64, device="cpu")
+        self._rejected = torch.zeros(size, dtype=torch.bool, device="cpu")
         self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
-        self.active = torch.full((size,), self._last_segment > 0)
+        self.active = torch.full((size,), self._last_segment > 0, device="cpu")
         self._segment = self._located()
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.y, self.carry = y, Leaves(())
@@ -228,9 +228,9 @@ class _March:
         size, counts = self._run.n_samples, self.accepted
         n = int(counts.max()) if size else 0
         parts = (
-            torch.zeros((n, size), dtype=torch.int64),
-            torch.zeros((n, size), dtype=torch.float64),
-            torch.zeros((n, size), dtype=torch.float64),
+            torch.zeros((n, size), dtype=torch.int64, device="cpu"),
+            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
+            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
         )
         if self._rows:
             accept, *columns = (torch.stack(x) for x in zip(*self._rows, strict=True))

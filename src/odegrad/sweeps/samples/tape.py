@@ -37,7 +37,7 @@ class SampleTape:
     def put(self, counts: Tensor, state: Leaves) -> None:
         """Takes in the states before step `counts` of each sample, int64 of shape [B] on the CPU."""
         self._width = len(state)
-        self._write(counts, torch.arange(len(counts)), state, 0)
+        self._write(counts, torch.arange(len(counts), device="cpu"), state, 0)
 
     def put_slopes(self, counts: Tensor, slopes: Sequence[Leaves], active: Tensor) -> None:
         """Takes in the slopes of an attempt of active samples, bool of shape [B]; the last one counts."""
