@@ -276,8 +276,13 @@ class VectorField:
             leaves = tuple(leaf.detach().requires_grad_() for leaf in y)
             time = t.detach().requires_grad_() if isinstance(t, Tensor) else t
             slopes = self(time, leaves, p)
-        self._detached = self._detached is not False and not any(x.requires_grad for x in slopes)
+        self.note_graph((slopes,))
         return Linearization(self, time, leaves, p, slopes)
+
+    def note_graph(self, slopes: Sequence[Leaves]) -> None:
+        """Remembers whether any of what f returned, when it was to be differentiated, had a graph."""
+        if self._detached is not False:
+            self._detached = not any(x.requires_grad for slope in slopes for x in slope)
 
     def vjp(
         self, t: Time, y: Leaves, p: Leaves, grad: OptionalLeaves

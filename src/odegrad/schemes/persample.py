@@ -16,9 +16,10 @@ as they are few enough.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from odegrad.schemes.part import Part
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["PerSample"]
+
+_StepOf: TypeAlias = Callable[[VectorField, Time, Time, Leaves, Leaves, Leaves], Step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,17 +93,20 @@ class PerSample(Scheme):
     ) -> Step:
         """A step, in which the entries of samples that take none mean nothing."""
         part = self._part(~torch.isnan(dt), p)
-        step = self._taken(part, field, t, dt, y, carry, p)
+        step = self._taken(self.base.step, part, field, t, dt, y, carry, p)
         return part.put_step(step, y, carry) if part.is_compact else step
 
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
         """One step of the samples that take one."""
-        assert isinstance(dt, Tensor)
-        part = self._part(~torch.isnan(dt.detach()), p)
-        step = self._taken(part, field, t, dt, y, carry, p)
-        return step if part.is_whole else part.put_step(step, y, carry)
+        return self._among(self.base.step, field, t, dt, y, carry, p)
+
+    def advance(
+        self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
+    ) -> Step:
+        """The same without an estimate of the error."""
+        return self._among(self.base.advance, field, t, dt, y, carry, p)
 
     def unstep(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
@@ -169,8 +175,25 @@ class PerSample(Scheme):
     def _healthy(self) -> Tensor | None:
         return None if self.failed is None else ~self.failed
 
+    def _among(
+        self,
+        step: _StepOf,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+    ) -> Step:
+        """A step of the samples that take one, put among the others."""
+        assert isinstance(dt, Tensor)
+        part = self._part(~torch.isnan(dt.detach()), p)
+        taken = self._taken(step, part, field, t, dt, y, carry, p)
+        return taken if part.is_whole else part.put_step(taken, y, carry)
+
     def _taken(
         self,
+        step: _StepOf,
         part: Part,
         field: VectorField,
         t: Time,
@@ -181,7 +204,7 @@ class PerSample(Scheme):
     ) -> Step:
         """The step of the base, of the samples that are evaluated."""
         state, own = part.state(y), part.take(carry)
-        return self.base.step(field, part.time(t), part.length(dt), state, own, part.read(p))
+        return step(field, part.time(t), part.length(dt), state, own, part.read(p))
 
     def _part(self, active: Tensor | None, p: Leaves) -> Part:
         if active is None or bool(active.all()):
