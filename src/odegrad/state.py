@@ -25,6 +25,7 @@ __all__ = [
     "add",
     "align",
     "axpy",
+    "column",
     "combine",
     "inner",
     "is_half",
@@ -205,7 +206,7 @@ def _combined(
     pairs = [(w, k) for w, k in zip(weights, slopes, strict=False) if w != 0.0]
     if not pairs:
         return None
-    table = _column(tuple(w for w, _ in pairs), h.dtype, h.device) * h
+    table = column(tuple(w for w, _ in pairs), h.dtype, h.device) * h
     result: list[Tensor] = []
     for i, leaf in enumerate(pairs[0][1]):
         first = wide(leaf)
@@ -221,7 +222,7 @@ def _combined(
 
 
 @lru_cache(maxsize=1 << 10)
-def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers below each other."""
     return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad, pulled_by_graph
+from odegrad.schemes.columns import Columns, suits
 from odegrad.schemes.dense import DenseTranspose, Read
 from odegrad.schemes.interpolant import (
     Ends,
@@ -53,6 +54,7 @@ from odegrad.state import (
     Time,
     add,
     axpy,
+    column,
     combine,
     inner,
     is_half,
@@ -116,6 +118,8 @@ class ExplicitRungeKutta(Scheme):
         p: Leaves,
     ) -> Step:
         """One step; see the head of this module."""
+        if isinstance(dt, Tensor) and suits(dt, y):
+            return self._by_columns(field, t, dt, y, carry, p, rated=True)
         step = self.advance(field, t, dt, y, carry, p)
         return step._replace(error=self._error(dt, step.dense))
 
@@ -123,6 +127,8 @@ class ExplicitRungeKutta(Scheme):
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
         """One step without an estimate of its error."""
+        if isinstance(dt, Tensor) and suits(dt, y):
+            return self._by_columns(field, t, dt, y, carry, p, rated=False)
         tab = self.tableau
         slopes: list[Leaves] = [carry] if tab.fsal else []
         stage = y
@@ -133,6 +139,43 @@ class ExplicitRungeKutta(Scheme):
         return Step(
             y=stage if tab.fsal else axpy(y, dt, tab.b, slopes),
             carry=slopes[-1] if tab.fsal else (),
+            dense=tuple(slopes),
+        )
+
+    def _by_columns(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Tensor,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        rated: bool,
+    ) -> Step:
+        """The same step with one length per sample, in fewer operations; see `Columns`."""
+        tab, n = self.tableau, self.tableau.stages
+        rated = rated and tab.b_error is not None
+        rows = (*tab.a, *(() if tab.fsal else (tab.b,)), *((tab.b_error or (),) if rated else ()))
+        sums = Columns(rows, dt, y)
+        times = t + dt * column(tab.c, dt.dtype, dt.device)
+        times = times.to(field.time_dtype).to(field.device)
+        slopes: list[Leaves] = []
+        stage = y
+        for i in range(n):
+            if i == 0 and tab.fsal:
+                slopes.append(carry)
+            else:
+                stage = sums.at(i, y)
+                slopes.append(field(times[i], stage, p))
+            sums.put(slopes[i])
+        error = None
+        if rated:
+            with torch.no_grad():
+                error = sums.alone(len(rows) - 1)
+        return Step(
+            y=stage if tab.fsal else sums.at(n, y),
+            carry=slopes[-1] if tab.fsal else (),
+            error=error,
             dense=tuple(slopes),
         )
 
