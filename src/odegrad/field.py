@@ -68,6 +68,8 @@ class VectorField:
         self._args = Structure(args)
         self._arg_leaves: list[Any] = self._args.flatten(args) or []
         self.arguments: Leaves = tuple(x for x in self._arg_leaves if isinstance(x, Tensor))
+        self._plain = len(self.arguments) == len(args)  # nothing but tensors
+        self._plain = self._plain and all(isinstance(x, Tensor) for x in args)
         self._outputs = Outputs(state, y0)
         self.time_dtype = widest_real_dtype(y0)
         self.device = y0[0].device if y0 else torch.device("cpu")
@@ -296,6 +298,8 @@ class VectorField:
         if not self._arg_leaves:
             return ()
         n = len(self._captures.items)
+        if self._plain:
+            return p[n : n + len(self.arguments)]
         tensors = iter(p[n : n + len(self.arguments)])
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
         return self._args.unflatten(leaves)

@@ -31,6 +31,7 @@ __all__ = [
     "is_half",
     "is_legacy_batched",
     "nbytes",
+    "number",
     "off_graph",
     "real_dtype",
     "rms_norm",
@@ -224,7 +225,15 @@ def _combined(
 @lru_cache(maxsize=1 << 10)
 def column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers below each other."""
-    return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
+    with torch.inference_mode(False):  # or they would serve in no other mode
+        return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
+
+
+@lru_cache(maxsize=1 << 8)
+def number(x: float) -> Tensor:
+    """A number as a 0-dim float64 tensor on the CPU: torch makes one of each float at each call."""
+    with torch.inference_mode(False):  # or it would serve in no other mode
+        return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def inner(x: Leaves, y: OptionalLeaves, like: Tensor) -> Tensor:

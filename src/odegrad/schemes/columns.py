@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, real_dtype, rounded, wide
+from odegrad.state import Leaves, column, real_dtype, rounded, wide
 
 __all__ = ["Columns", "suits"]
 
@@ -89,9 +89,5 @@ def _weights(
     """The weights that are not zero, column by column, shape [n, 1]; their rows; how many they are."""
     width = max(map(len, rows))
     places = [[i for i, row in enumerate(rows) if j < len(row) and row[j]] for j in range(width)]
-    weights = [rows[i][j] for j, column in enumerate(places) for i in column]
-    return (
-        torch.tensor(weights, dtype=dtype, device=device)[:, None],
-        places,
-        [len(column) for column in places],
-    )
+    weights = [rows[i][j] for j, those in enumerate(places) for i in those]
+    return (column(tuple(weights), dtype, device), places, [len(x) for x in places])
