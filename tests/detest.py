@@ -1,14 +1,14 @@
 """DETEST: the 25 problems of Hull et al., five of each kind, from 0 to 20.
 
-A: single equations. B: small systems. C: moderate systems. D: orbits of eccentricity 0.1 … 0.9. E: equations
-of higher order. Written down from the paper; `end` are the first components of y(20) as they are published
-with the programs of Enright and Pryce, so that a mistake in an equation or an initial value shows.
+A: single equations. B: small systems. C: moderate systems. D: orbits of eccentricity 0.1 … 0.9. E:
+equations of higher order. `end` are the first components of y(20) as they are published with the
+programs of Enright and Pryce, so that a mistake in an equation or an initial value shows.
 
 References:
     T. E. Hull, W. H. Enright, B. M. Fellen, A. E. Sedgwick, *Comparing numerical methods for ordinary
         differential equations*, SIAM J. Numer. Anal. 9 (1972).
-    W. H. Enright, J. D. Pryce, *Two FORTRAN packages for assessing initial value methods*, ACM Trans. Math.
-        Softw. 13 (1987).
+    W. H. Enright, J. D. Pryce, *Two FORTRAN packages for assessing initial value methods*, ACM
+        Trans. Math. Softw. 13 (1987).
 """
 
 from __future__ import annotations

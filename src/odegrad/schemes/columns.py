@@ -27,11 +27,11 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 _LARGE = 1 << 14
-"""Elements of a state from which on operations take longer than it takes to call them."""
+"""Elements of a state beyond which an operation takes longer than to call it."""
 
 
 def suits(h: Tensor, y: Leaves) -> bool:
-    """Whether steps h of a state y are taken quicker column by column: one per sample, and it is small."""
+    """Whether steps h of a state y are quicker taken column by column: per sample, of a small state."""
     return h.ndim == 1 and sum(x.numel() for x in y) <= _LARGE
 
 
@@ -68,7 +68,9 @@ class Columns:
 
     def at(self, i: int, y: Leaves) -> Leaves:
         """y + Σ_j h w_ij k_j over the slopes so far."""
-        return rounded([_sum(terms, wide(x)) for terms, x in zip(self._terms[i], y, strict=True)], y)
+        return rounded(
+            [_sum(terms, wide(x)) for terms, x in zip(self._terms[i], y, strict=True)], y
+        )
 
     def alone(self, i: int) -> Leaves:
         """Σ_j h w_ij k_j over the slopes so far, one of them at least."""

@@ -120,7 +120,7 @@ class ExplicitRungeKutta(Scheme):
         """One step; see the head of this module."""
         if isinstance(dt, Tensor) and suits(dt, y):
             return self._by_columns(field, t, dt, y, carry, p, rated=True)
-        step = self.advance(field, t, dt, y, carry, p)
+        step = ExplicitRungeKutta.advance(self, field, t, dt, y, carry, p)  # not a subclass's
         return step._replace(error=self._error(dt, step.dense))
 
     def advance(
@@ -236,7 +236,18 @@ class ExplicitRungeKutta(Scheme):
         each = isinstance(dt, Tensor) and dt.ndim == 1 and kept is None
         if (reads and self.interpolant is None) or (each and not any(map(is_half, (*y, *p)))):
             return pulled_by_graph(
-                self, field, (t, dt), y, carry, p, grad_y, grad_carry, grad_dense, after, reads, timed
+                self,
+                field,
+                (t, dt),
+                y,
+                carry,
+                p,
+                grad_y,
+                grad_carry,
+                grad_dense,
+                after,
+                reads,
+                timed,
             )
         tab, first = self.tableau, int(self.tableau.fsal)
         # Cotangents that reach the slopes from outside the step.
