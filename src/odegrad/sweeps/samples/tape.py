@@ -32,7 +32,7 @@ class SampleTape:
 
     def __init__(self, keep: Keep) -> None:
         self._stages, self._columns, self._width = keep is Keep.STAGES, Leaves(()), 0
-        self._size, self._puts, self._all = 0, 0, torch.arange(0)
+        self._size, self._puts, self._all = 0, 0, torch.arange(0, device="cpu")
 
     def put(self, counts: Tensor, state: Leaves) -> None:
         """Takes in the states before step `counts` of each sample, int64 of shape [B] on the CPU."""
@@ -67,7 +67,7 @@ class SampleTape:
             self._size += more
         device, size = leaves[0].device, len(counts)
         if len(self._all) != size:
-            self._all = torch.arange(size)
+            self._all = torch.arange(size, device=counts.device)
         place = (counts * size + self._all).to(device)
         if samples is not None:
             samples = samples.to(device)
