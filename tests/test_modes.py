@@ -96,6 +96,12 @@ def test_tangent_replays_dropout() -> None:
     assert relative(gradient(Tangent()), gradient(Discrete())) < 1e-12
 
 
+def test_tangent_of_an_empty_state() -> None:
+    y0 = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
+    sol = odegrad.solve(lambda t, y: -y, y0, [0.0, 1.0], stepsize=Steps(2), gradient=Tangent())
+    assert torch.autograd.grad(sol.ys.sum(), y0)[0].shape == (0, 3)
+
+
 def test_tangent_refuses_many_parameters() -> None:
     net, y0 = torch.nn.Linear(400, 400), torch.zeros(400)
     with pytest.raises(GradientUnavailableError, match=r"160400 here.*Discrete"):

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from odegrad.compiled import inductor
-from odegrad.compiled.recorded import Record, Recorded, cuda_graph
+from odegrad.compiled.recorded import Record, Recorded, again, cuda_graph
 from odegrad.compiled.rewrite import REWRITES
 from odegrad.compiled.tracing import (
     Fakes,
@@ -56,7 +56,7 @@ Loop: TypeAlias = Callable[..., Leaves]
 look at a condition.
 """
 
-_RECORDS: dict[str, Record] = {"cuda": cuda_graph, "recorded": lambda iteration: iteration}
+_RECORDS: dict[str, Record] = {"cuda": cuda_graph, "recorded": again}
 
 
 def build(

@@ -15,14 +15,28 @@ from torch import Tensor
 
 from odegrad.state import Leaves
 
-__all__ = ["Record", "Recorded", "cuda_graph"]
+__all__ = ["Record", "Recorded", "again", "cuda_graph"]
 
-Record: TypeAlias = Callable[[Callable[[], None]], Callable[[], object]]
-"""Turns an iteration in place into something that repeats it."""
+Record: TypeAlias = Callable[[Callable[[], None], Callable[[], None]], Callable[[], object]]
+"""Turns an iteration in place into something that repeats it; the second runs it from its start."""
 
 
-def cuda_graph(iteration: Callable[[], None]) -> Callable[[], object]:
+def again(
+    iteration: Callable[[], None], from_the_start: Callable[[], None]
+) -> Callable[[], object]:
+    """Records nothing: to repeat an iteration is to run it, once it has been run to warm up, too."""
+    for _ in range(3):
+        from_the_start()
+    return iteration
+
+
+def cuda_graph(
+    iteration: Callable[[], None], from_the_start: Callable[[], None]
+) -> Callable[[], object]:
     """Records an iteration as a CUDA graph, after three on a stream of their own to warm up.
+
+    These start from the same numbers: one after the other they might go beyond the end of the loop,
+    where the index is no row's.
 
     Reference: the section on CUDA graphs of PyTorch's notes on CUDA semantics.
     """
@@ -30,7 +44,7 @@ def cuda_graph(iteration: Callable[[], None]) -> Callable[[], object]:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            iteration()
+            from_the_start()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -44,7 +58,7 @@ class Recorded:
     Arguments:
         iterate: (*carried, *buffers and stable) ↦ carried after one iteration; writes into the buffers.
         goes_on: (*carried, *buffers and stable) ↦ whether to go on, a 0-dim bool.
-        n_carried: How many tensors are carried; the first is an index, for which 0 is valid.
+        n_carried: How many tensors are carried; the first is an index.
         n_buffers: How many buffers follow.
         record: How to record.
     """
@@ -71,9 +85,13 @@ class Recorded:
     def _turn(self, given: Leaves, count: int | None) -> Leaves:
         if self._replay is None:
             self._static = tuple(torch.zeros_like(x) for x in given)
-            self._replay = self._record(self._once)
-        for mine, x in zip(self._static, given, strict=True):
-            mine.copy_(x)
+
+            def from_the_start() -> None:
+                self._take(given)
+                self._once()
+
+            self._replay = self._record(self._once, from_the_start)
+        self._take(given)
         if count is not None:
             for _ in range(count):
                 self._replay()
@@ -85,6 +103,10 @@ class Recorded:
         ):
             x.copy_(mine)
         return tuple(x.clone() for x in self._static[: self._n])
+
+    def _take(self, given: Leaves) -> None:
+        for mine, x in zip(self._static, given, strict=True):
+            mine.copy_(x)
 
     def _once(self) -> None:
         found = self._iterate(*self._static)

@@ -18,7 +18,7 @@ from odegrad.sweeps.graphs import STRETCH
 __all__ = ["predicted_peak", "working_set"]
 
 _FINGERPRINT_BYTES = 72
-"""For a leaf of the state: what the replay check remembers of two states, and compares one of them with."""
+"""For a leaf of the state: what the replay check remembers of two states, and compares one with."""
 
 _TIME_BYTES = 24
 """For a landing time, its cotangent, and as much again when these are put together."""
