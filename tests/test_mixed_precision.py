@@ -329,7 +329,7 @@ def test_grad_scaler() -> None:
 
 
 def test_terms_of_an_increment_are_not_rounded():
-    """h (k_2 − k_1) of slopes that differ by one unit in the last place is right to that of the result."""
+    """h (k_2 − k_1) is right to a rounding of itself, though the slopes differ in the last place only."""
     one, zero = torch.ones(1, dtype=torch.bfloat16), (torch.zeros(1, dtype=torch.bfloat16),)
     k1, k2 = one, one + torch.finfo(torch.bfloat16).eps
     (found,) = axpy(zero, 1 / 3, (-1.0, 1.0), ((k1,), (k2,)))
