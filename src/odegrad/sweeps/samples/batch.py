@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from odegrad.errors import SolveError
 from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.persample import PerSample
 from odegrad.state import Leaves
+from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.run import Monitor, Run
 from odegrad.sweeps.stats import Stats, StepInfo
 
-__all__ = ["SampleMonitor", "SampleRun", "SampleStats"]
+__all__ = ["Prepared", "SampleMonitor", "SampleRun", "SampleStats"]
 
 
 def _no_steps() -> Tensor:
@@ -48,6 +49,18 @@ class SampleStats(Stats):
         return {k: x.tolist() if isinstance(x, Tensor) else x for k, x in found.items()}
 
 
+class Prepared(NamedTuple):
+    """What a search found before the solve.
+
+    Attributes:
+        steps: The accepted steps.
+        found: The outputs, and what is kept of a forward sweep, if it was one.
+    """
+
+    steps: SampleGrid
+    found: tuple[Leaves, Kept | None] | None
+
+
 @dataclass
 class SampleRun(Run):
     """One solve with steps for each sample.
@@ -59,6 +72,8 @@ class SampleRun(Run):
         check_finite: Whether a sample fails on a fixed grid if its states are not finite.
         steps: The accepted steps, once a forward sweep is through; none of samples that failed.
         failures: What became of the samples that failed, by number.
+        most_rounds: The most rounds whose steps there is memory for, or None for no limit.
+        prepared: What a sweep finds that looks for the steps, if that was done in advance.
         reached: The outputs as far as they are known of samples that failed, NaN behind: leaves of shape
             [T, B, …]; None as long as none did.
     """
@@ -69,6 +84,8 @@ class SampleRun(Run):
     check_finite: bool = True
     steps: SampleGrid | None = None
     failures: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
+    most_rounds: int | None = None
+    prepared: Prepared | None = None
     reached: Leaves | None = None
 
     @property

@@ -11,7 +11,7 @@ from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.kept import Kept
-from odegrad.sweeps.samples.batch import SampleRun
+from odegrad.sweeps.samples.batch import Prepared, SampleRun
 from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps
 from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.rounds import remembered, replayed
@@ -20,7 +20,7 @@ from odegrad.sweeps.samples.tape import SampleTape
 from odegrad.sweeps.samples.walk import Walk
 from odegrad.sweeps.store import StateStore
 
-__all__ = ["ahead", "taped"]
+__all__ = ["ahead", "prepare", "taped"]
 
 
 def ahead(
@@ -43,7 +43,8 @@ def ahead(
         run.monitor.start("forward")
     run.initial = run.field.snapshot()
     try:
-        grid, found = _steps_of(run, y, p, checkpoints)
+        prepared, run.prepared = run.prepared, None
+        grid, found = prepared or _steps_of(run, y, p, checkpoints)
         if found is not None:
             return found
         return _walked(run, grid, y, p, checkpoints, timed)
@@ -52,6 +53,21 @@ def ahead(
         run.stats.forward_evaluations = run.stats.f_evaluations
         if run.monitor is not None:
             run.monitor.stop()
+
+
+def prepare(run: SampleRun, y: Leaves, p: Leaves) -> SampleGrid:
+    """Finds the steps of a solve that is still to come, which then has no need to.
+
+    Arguments:
+        run: The solve; its steps and failures are filled in.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+    """
+    run.initial = run.field.snapshot()
+    with torch.no_grad():
+        steps, _ = _steps_of(run, tuple(leaf.clone() for leaf in y), p, None, alone=True)
+    run.prepared = Prepared(steps, None)
+    return steps
 
 
 def _steps_of(
@@ -125,6 +141,7 @@ def _walked(
         run.steps = grid.without(run.failed)
         if run.initial is not None:
             run.initial.restore()
+        del walk, outputs  # what they hold is not needed any more
         return _walked(run, run.steps, y, p, checkpoints, timed)
     return outputs.result(), walk.kept
 

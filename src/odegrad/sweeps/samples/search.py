@@ -23,6 +23,7 @@ from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.obstacle import Stuck, obstacle
 from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.record import StepRecord
 from odegrad.sweeps.samples.tape import SampleTape
 
 __all__ = ["search"]
@@ -80,7 +81,7 @@ class _March:
         extent = torch.maximum(self._times.abs().amax(1), self._extent) if size else self._extent
         tiny = extent * (16.0 * torch.finfo(torch.float64).eps)
         self._tiny = tiny.clamp(min=control.dt_min)
-        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._record = StepRecord(size, self._last_segment, run.most_rounds)
         self.y, self.carry = y, Leaves(())
         self._h = torch.ones_like(self._sigma)
         if size and self._last_segment:
@@ -133,7 +134,7 @@ class _March:
         accept = judged.accept if self._whole else judged.accept & self.active
         landed = accept & lands
         lands_any = bool(landed.any())
-        self._rows.append((accept, self._j, self._sigma, width))
+        self._record.put(accept, self._j, self._sigma, width)
         self._plan(accept, judged, size, taken, (lands, left) if lands_any else None)
         self._accept(accept, y)
         stuck = self._stuck(landed)
@@ -270,21 +271,8 @@ class _March:
             self._scheme = run.persample(self._scheme.y0)
 
     def grid(self) -> SampleGrid:
-        """The accepted steps."""
-        size, counts = self._run.n_samples, self.accepted
-        n = int(counts.max()) if size else 0
-        parts = (
-            torch.zeros((n, size), dtype=torch.int64, device="cpu"),
-            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
-            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
-        )
-        if self._rows:
-            accept, *columns = (torch.stack(x) for x in zip(*self._rows, strict=True))
-            number = accept.cumsum(0) - 1
-            place = (number[accept], self._all.expand_as(accept)[accept])
-            for part, column in zip(parts, columns, strict=True):
-                part[place] = column[accept]
-        grid = SampleGrid(*parts, counts, self._last_segment)
+        """The accepted steps; what was found of them is gone then."""
+        grid = self._record.grid()
         return grid.without(self._run.failed) if self._run.failures else grid
 
 
