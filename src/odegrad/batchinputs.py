@@ -82,11 +82,6 @@ def check_alone(
         raise InvalidValueError(
             f"batch goes with gradient=Discrete() or Tape(), received {gradient}: leave batch out"
         )
-    if isinstance(gradient, Discrete) and gradient.memory is not None:
-        raise InvalidValueError(
-            f"a memory budget does not go with batch yet, received memory={gradient.memory!r}: choose a "
-            "schedule, such as Discrete(odegrad.Binomial(8))"
-        )
     if loss_at is not None:
         raise InvalidValueError(
             "loss_at does not go with batch yet: compute the loss from the ys of a solve without it"

@@ -182,13 +182,13 @@ class SampleClock:
 
     def __init__(self, grid: SampleGrid, landings: Tensor) -> None:
         self._grid, n = grid, grid.n_steps
+        self._lands: list[bool] = grid.lands.any(dim=1).tolist()
         j, times = grid.segments[:n], landings.T
         start = times.gather(0, j)
         # What stands behind the last step of a sample may be no segment.
         span = times.gather(0, (j + 1).clamp(max=len(times) - 1)) - start
         self._t = start + span * grid.starts[:n]
         self._dt = (span * grid.widths[:n]).masked_fill(~grid.active, float("nan"))
-        self._lands: list[bool] = grid.lands.any(dim=1).tolist()
 
     def step(self, n: int) -> tuple[Tensor, Tensor]:
         """(t_n, h_n), float64 of shape [B]; h is NaN where a sample sits out."""

@@ -16,7 +16,7 @@ from odegrad.gradients.choice import chosen
 from odegrad.gradients.node import apply, plainly
 from odegrad.gradients.planning import Plan, check_bounded, check_plan, planned
 from odegrad.gradients.rehearsal import Rehearsal, results_of
-from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks
+from odegrad.gradients.rules import compiled_rule, eager_rule, in_chunks, rehearsed
 from odegrad.gradients.second import second
 from odegrad.identity import owner
 from odegrad.state import Leaves, OptionalLeaves
@@ -152,11 +152,11 @@ class Discrete(Gradient):
             y, p = inputs[:n_y], inputs[n_y:-1]
             budget = None if self.memory is None else budget_bytes(self.memory, y[0].device)
             rehearsal = _rehearsal(run, y, p, inputs[-1], wanted, retained, budget)
-            return self._plan(run, rehearsal, budget, n_steps, counted)
+            return self.settled(run, rehearsal, budget, n_steps, counted)
 
         return plainly(planning, (*y0, *p, ts))
 
-    def _plan(
+    def settled(
         self,
         run: Run,
         rehearsal: Rehearsal,
@@ -164,6 +164,7 @@ class Discrete(Gradient):
         n_steps: int | None,
         counted: bool,
     ) -> Plan:
+        """The plan from what a rehearsal says, in so many bytes; the rest as for `plan`."""
         checkpoints = self.checkpoints
         if checkpoints is None and budget is not None:
             checkpoints = chosen(rehearsal, budget)
@@ -224,12 +225,7 @@ def _rehearsal(
             rule = compiled_rule(run, run.programs, checkpoints, n_y, wanted)
         else:
             rule = eager_rule(run, checkpoints, n_y, wanted)
-        inputs = (*y0, *p, ts)
-        with torch.no_grad():
-            outputs, tensors = rule.primal(inputs)
-            if grads is not None:
-                rule.transpose(inputs, tensors, grads, (*(True for _ in y0), *wanted), retained)
-        del outputs
+        rehearsed(rule, (*y0, *p, ts), grads, n_y, wanted, retained)
 
     shapes = tuple((x.shape, x.dtype, x.device) for x in (*y0, *p))
     loss = None if run.loss is None else run.loss.key

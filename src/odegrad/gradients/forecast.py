@@ -11,6 +11,7 @@ from __future__ import annotations
 from odegrad.checkpoints import Checkpoints, Keep
 from odegrad.gradients.needs import kind_of
 from odegrad.gradients.rehearsal import Rehearsal
+from odegrad.gradients.samplerehearsal import SampleRehearsal
 from odegrad.state import nbytes
 from odegrad.storage import DEVICE_ROWS, IN_FLIGHT
 from odegrad.sweeps.graphs import STRETCH
@@ -52,6 +53,8 @@ def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
         work += _TIME_BYTES * max(0, len(run.times) - 2)  # two were rehearsed
     if run.programs is None:
         work += _FINGERPRINT_BYTES * run.field.n_state
+    if isinstance(rehearsal, SampleRehearsal):
+        return rehearsal.beside_steps(work, n)
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
         return work
     y, labels = nbytes(rehearsal.y0), min(len(run.times) - 2, -(-bounds.tape // rehearsal.spacing))

@@ -32,6 +32,11 @@ class Rehearsed(Protocol):
     sums: int
 
     @property
+    def held(self) -> int:
+        """See there."""
+        ...
+
+    @property
     def step_graph(self) -> int:
         """See there."""
         ...
@@ -119,7 +124,7 @@ class Ladder:
         if rehearsal.budget is None:
             return True
         held = self._found[last][0] + self._third(last)
-        peak = self._beside(m) + held + (m - last) * self._row()
+        peak = rehearsal.held + self._beside(m) + held + (m - last) * self._row()
         if peak <= rehearsal.budget:
             return True
         self._beyond = peak if self._beyond is None else min(self._beyond, peak)

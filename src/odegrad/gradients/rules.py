@@ -20,7 +20,15 @@ from odegrad.sweeps.forward import replay
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["Backward", "again", "compiled_rule", "eager_rule", "in_chunks", "sweeping_rule"]
+__all__ = [
+    "Backward",
+    "again",
+    "compiled_rule",
+    "eager_rule",
+    "in_chunks",
+    "rehearsed",
+    "sweeping_rule",
+]
 
 
 def eager_rule(
@@ -186,6 +194,31 @@ def sweeping_rule(
     if inexact is not None:
         return Rule(primal, transpose, None, inexact)
     return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete", second)
+
+
+def rehearsed(
+    rule: Rule,
+    inputs: Leaves,
+    grads: OptionalLeaves | None,
+    n_y: int,
+    wanted: Sequence[bool],
+    retained: bool,
+) -> None:
+    """Runs a rule and, for cotangents of its outputs, its transpose.
+
+    Arguments:
+        rule: The rule.
+        inputs: y0, p and ts.
+        grads: The cotangents, or None.
+        n_y: The number of leaves of the state.
+        wanted: Which of p, and then of ts, need a cotangent.
+        retained: Whether what was kept has to stay as it is.
+    """
+    with torch.no_grad():
+        outputs, tensors = rule.primal(inputs)
+        if grads is not None:
+            rule.transpose(inputs, tensors, grads, (*[True] * n_y, *wanted), retained)
+    del outputs
 
 
 def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:

@@ -18,6 +18,7 @@ from odegrad.gradients.base import may_need_gradient
 from odegrad.gradients.discrete import Discrete, check_rewinding
 from odegrad.gradients.node import Rule, apply
 from odegrad.gradients.rules import Backward, sweeping_rule
+from odegrad.gradients.sampleplan import plan_samples
 from odegrad.gradients.tape import Tape
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Cotangents, Kept
@@ -40,6 +41,10 @@ def solve_samples(
             outputs = run.field.bound(p, lambda: taped(run, y0, p, landings))
     else:
         checkpoints = gradient.checkpoints or StoreAll()
+        if gradient.memory is not None and run.n_samples and run.landings.shape[1] > 1:
+            plan = plan_samples(gradient, run, y0, p, ts, _rule, counted=False)
+            checkpoints = plan.checkpoints
+            run.stats.working_bytes = plan.output_bytes + plan.working_bytes
         check_rewinding(run, checkpoints)
         run.replay_check = gradient.replay_check
         wanted = tuple(map(may_need_gradient, (*p, ts)))

@@ -12,7 +12,20 @@ grid, and there is no second forward sweep.
 
 from odegrad.sweeps.samples.backward import pull
 from odegrad.sweeps.samples.batch import SampleMonitor, SampleRun, SampleStats
-from odegrad.sweeps.samples.forward import ahead, taped
+from odegrad.sweeps.samples.forward import ahead, prepare, taped
+from odegrad.sweeps.samples.record import record_bytes
 from odegrad.sweeps.samples.rounds import replayed
+from odegrad.sweeps.samples.trial import trial
 
-__all__ = ["SampleMonitor", "SampleRun", "SampleStats", "ahead", "pull", "replayed", "taped"]
+__all__ = [
+    "SampleMonitor",
+    "SampleRun",
+    "SampleStats",
+    "ahead",
+    "prepare",
+    "pull",
+    "record_bytes",
+    "replayed",
+    "taped",
+    "trial",
+]

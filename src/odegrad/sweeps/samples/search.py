@@ -26,7 +26,7 @@ from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.record import StepRecord
 from odegrad.sweeps.samples.tape import SampleTape
 
-__all__ = ["search"]
+__all__ = ["March", "search"]
 
 _CAUTIOUS = 1e-3
 """The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
@@ -45,7 +45,7 @@ def search(
         tape: Takes in the states before all steps, or None.
     """
     with torch.no_grad():
-        march = _March(run, y, p)
+        march = March(run, y, p)
         while march.goes_on:
             if tape is not None:
                 tape.put(march.accepted, (*march.y, *march.carry))
@@ -54,8 +54,14 @@ def search(
         return march.grid()
 
 
-class _March:
-    """Where the samples are."""
+class March:
+    """Where the samples are.
+
+    Arguments:
+        run: The solve.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+    """
 
     def __init__(self, run: SampleRun, y: Leaves, p: Leaves) -> None:
         control, order = run.stepsize, run.scheme.error_order
@@ -117,6 +123,11 @@ class _March:
         """Takes note of which samples are under way."""
         self.active, self._part = active, None
         self.goes_on, self._whole = bool(active.any()), bool(active.all())
+
+    def sit_out(self, b: int) -> None:
+        """Sample b takes no further step, unless there is no other one."""
+        if len(self._all) > 1:
+            self._set_active(self.active & (self._all != b))
 
     def attempt(self, outputs: Buffers, tape: SampleTape | None) -> None:
         """One step of all samples that are active."""

@@ -1,0 +1,232 @@
+"""What a round of a batch needs in memory, in which every sample has steps of its own.
+
+As `odegrad.gradients.rehearsal`, with rounds for steps. Their number N is known: adaptive steps are
+searched for before anything is kept. Beside the rest the solve holds the steps themselves, on the CPU,
+
+    N B (24 + 2 + 16) bytes,  and 16 more for cotangents of times and steps:
+
+the grid, which of its steps are taken and which land, and its rounds in time. While these are made and
+transposed there is as much again for a moment, when no step is at work.
+
+A round that some samples sit out holds more than one that all of them take, of which there are copies
+then; and one that is evaluated on a part of the samples holds the rows of what belongs to these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from odegrad.allocations import peak_bytes
+from odegrad.gradients.needs import Kind, Needs, state_bytes
+from odegrad.gradients.rehearsal import Rehearsal, short_steps
+from odegrad.grid import Grid
+from odegrad.samplegrid import SampleGrid
+from odegrad.stepsize import FixedStepSize
+from odegrad.sweeps import Run
+from odegrad.sweeps.samples import SampleRun, SampleStats, record_bytes, trial
+from odegrad.sweeps.samples.batch import Prepared
+from odegrad.sweeps.saved import step_graph
+
+__all__ = ["SampleRehearsal", "sizes_of_rounds"]
+
+_GRID_BYTES, _CLOCK_BYTES, _TIMED_BYTES = 24 + 2, 16, 16
+"""For each step: in the grid, in time, and its cotangents."""
+_MOMENT_BYTES = 33
+"""More than that for a moment, while the steps are put in time, or transposed."""
+_TIME_BYTES = 40
+"""For each landing time of each sample, its cotangent, and while it is added up."""
+_FAILED = 6
+"""How often the states that are put out are held if samples may have failed: else twice."""
+
+
+def sizes_of_rounds(run: SampleRun, grid: SampleGrid | None) -> tuple[int, ...]:
+    """How many samples take part in the rounds to rehearse, for all kinds of rounds that there are.
+
+    Arguments:
+        run: The solve.
+        grid: Its steps; None if they are not known.
+    """
+    size, failed = run.n_samples, len(run.failures)
+
+    def compact(n: int) -> bool:
+        """Whether f is evaluated on n samples alone; see `PerSample`."""
+        return run.cut is not None and n > 0 and (4 * n <= 3 * size or failed > 0)
+
+    most = size - failed
+    if grid is None:
+        found = set(range(1, size + 1))
+    else:
+        found = set(grid.active.sum(1).tolist())
+    parts: list[int] = []
+    if any(n < size and not compact(n) for n in found):
+        parts.append(max(n for n in range(size) if not compact(n) and n <= most))
+    elif size in found:
+        parts.append(size)
+    if any(compact(n) for n in found):
+        parts.append(max(n for n in range(1, size) if compact(n) and n <= most))
+    return tuple(parts) or (size,)
+
+
+class SampleRehearsal(Rehearsal):
+    """Measures what the rounds of a solve need.
+
+    Arguments:
+        run: The solve.
+        n_steps: The number of rounds.
+        parts: What `sizes_of_rounds` says.
+        rest: As for `Rehearsal`, which see.
+    """
+
+    run: SampleRun
+
+    def __init__(
+        self, run: SampleRun, n_steps: int, parts: tuple[int, ...], **rest: object
+    ) -> None:
+        self._n, self._parts, self._part = n_steps, parts, parts[0]
+        super().__init__(run, **rest)  # pyright: ignore[reportArgumentType]
+        if run.salvage and (run.failures or isinstance(run.stepsize, FixedStepSize)):
+            self.outputs = _FAILED * self.outputs // 2
+
+    @property
+    def rounds(self) -> int:
+        """N."""
+        return self._n
+
+    @property
+    def held(self) -> int:
+        """See `Rehearsal.held`."""
+        return self._of_steps(self._n, _GRID_BYTES)
+
+    def beside_steps(self, work: int, n: int) -> int:
+        """The working set of a solve in n rounds, with the steps themselves.
+
+        Arguments:
+            work: That of a round.
+            n: How many there are.
+        """
+        times = _TIME_BYTES * self.run.landings.numel() if self.timed else 0
+        moment = self._of_steps(n, _MOMENT_BYTES)
+        return self._steps_bytes(n) + max(work, moment) + times
+
+    def search_bytes(self, n: int) -> int:
+        """The peak of a search that finds n rounds."""
+        run, count = self.run, len(self.run.times)
+        work = self._remembered("search", self._search_needs).work
+        copies = 1 + run.salvage  # of what was reached by samples that fail
+        record = record_bytes(n, run.n_samples) if self.device.type == "cpu" else 0
+        return work + copies * count * self._output + record
+
+    def most_rounds(self) -> int:
+        """How many rounds a search may find within the budget; 0 if there is no room for it."""
+        assert self.budget is not None
+        low, high = 0, 1
+        while self.search_bytes(high) <= self.budget and high < 1 << 40:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if self.search_bytes(middle) <= self.budget else (low, middle)
+            )
+        return low
+
+    def _search_needs(self) -> Needs:
+        run, field = self.run, self.run.field
+        counts, snapshot = field.evaluations, field.snapshot()
+
+        def search() -> None:
+            tried = replace(run, monitor=None, stats=SampleStats(), failures={}, reached=None)
+            field.bound(self._p, lambda: trial(tried, self.y0, self._p))
+            field.forget()
+
+        try:
+            search()
+            outputs = len(run.times) * self._output
+            return Needs(0, work=peak_bytes(search, self.device) - outputs)
+        finally:
+            field.evaluations = counts
+            if snapshot is not None:
+                snapshot.restore()
+
+    def _of_steps(self, n: int, each: int) -> int:
+        return n * self.run.n_samples * each if self.device.type == "cpu" else 0
+
+    def _steps_bytes(self, n: int) -> int:
+        timed = _TIMED_BYTES if self.timed else 0
+        return self._of_steps(n, _GRID_BYTES + _CLOCK_BYTES + timed)
+
+    # What `Rehearsal` asks for.
+
+    def _counted(self) -> tuple[int, int]:
+        return self._n, 1
+
+    def _state_needs(self) -> Needs:
+        scheme, start = self.run.persample(self.y0), self.run.landings[:, 0].contiguous()
+        return Needs(state_bytes(self.run, scheme, start, self.y0, self._p))
+
+    def _step_graph(self) -> tuple[int, int, int]:
+        run = self.run
+        p, start = run.field.own(self._p, self._wanted), run.landings[:, 0].contiguous()
+        first = 1e-3 * (run.landings[:, -1] - start)
+        return step_graph(run.field, run.persample(self.y0), start, first, self.y0, p)
+
+    def _states(self, checkpoints: object, n: int) -> int:
+        return super()._states(checkpoints, n) + self._steps_bytes(n)  # pyright: ignore
+
+    def _measured(self, kind: Kind) -> Needs:
+        found: list[Needs] = []
+        for part in self._parts:
+            self._part = part
+            found.append(super()._measured(kind))
+        return _worst(found)
+
+    def _rehearsed(self, n: int, labels: int) -> tuple[Run, Tensor]:
+        run, size, part = self.run, self.run.n_samples, self._part
+        segments = short_steps(n, labels)
+        grid = SampleGrid.of([Grid(segments)] * size)
+        healthy = (~run.failed).nonzero().squeeze(1)
+        idle = torch.ones(size, dtype=torch.bool, device="cpu")
+        idle[healthy[:part]] = False
+        grid = grid.without(idle)
+        ends = list(accumulate((len(x) for x in segments), initial=0))
+        place = torch.tensor(ends, dtype=torch.float64, device="cpu") / n
+        start = run.landings[:, :1]
+        landings = start + 1e-3 * place * (run.landings[:, -1:] - start)
+        rehearsed = replace(
+            run,
+            times=tuple(landings[0].tolist()),
+            landings=landings,
+            max_steps=None,
+            monitor=None,
+            stats=SampleStats(),
+            steps=grid,
+            prepared=Prepared(grid, None),
+            failures=dict(run.failures),
+            reached=None,
+            initial=None,
+            check_finite=False,
+            fingerprints={},
+        )
+        times = landings if self._ts.ndim == 2 else landings[0]
+        return rehearsed, times.to(self._ts)
+
+
+def _worst(found: Sequence[Needs]) -> Needs:
+    """What is enough for rounds of several kinds."""
+    if len(found) == 1:
+        return found[0]
+    common = set.intersection(*(set(x.measured) for x in found))
+    few, alike = max(x.few for x in found), all(set(x.measured) == common for x in found)
+    work = max(x.work for x in found)
+    beyond = [x.beyond for x in found if x.beyond is not None]
+    return Needs(
+        max(x.row for x in found),
+        work if alike else max(work, few),
+        few if alike else max(work, few),
+        {m: max(x.measured[m] for x in found) for m in common},
+        min(beyond, default=None),
+    )
