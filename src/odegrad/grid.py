@@ -237,6 +237,10 @@ class Clock:
         k = bisect_right(self._ends, n)
         return k, n - self.node(k)
 
+    def segment(self, k: int) -> Segment:
+        """Segment k."""
+        return self._segments[k]
+
     def before(self, n: int) -> int:
         """The time that the segment of step n begins at."""
         return self._stops[self.locate(n)[0]]
