@@ -139,8 +139,8 @@ def checked_stepsize(
     """
     if isinstance(stepsize, Grid) and any(isinstance(s, Leading) for s in stepsize.segments):
         raise InvalidValueError(
-            "the recorded grid is that of a solve which an event ended or interrupted: replay it with the "
-            "same events"
+            "the recorded grid is that of a solve which an event ended or interrupted: replay it with "
+            "the same events"
         )
     span = abs(times[-1] - times[0])
     if isinstance(stepsize, Fixed) and 0.0 < span * (1.0 + 1e-6) < stepsize.dt:

@@ -98,10 +98,11 @@ def solve(
             evaluated inside both sweeps, and `Solution.loss` is the sum over all j, so that memory does
             not grow with the number of times: `Solution.ys` is None. What ℓ reads (a decoder, targets)
             is differentiated like what f reads. Goes with `Discrete` and `Tape`.
-        events: `Event`s, where g(t, y) = 0: they are noted in `Solution.events`, end the solve, or let the
-            state jump. ts and ys then hold the times that were reached; a time of `ts` that is the time of
-            a jump has the state before it. Events do not change the steps, but each jump begins them anew:
-            a step's end is held at its fixed fraction of the segment from the jump to the next time.
+        events: `Event`s, where g(t, y) = 0: they are noted in `Solution.events`, end the solve, or let
+            the state jump. ts and ys then hold the times that were reached; a time of `ts` that is the
+            time of a jump has the state before it. Events do not change the steps, but each jump begins
+            them anew: a step's end is held at its fixed fraction of the segment from the jump to the next
+            time.
             Derivatives up to the third are exact. Not with `loss_at`, `batch`, gradient modes that start
             anew at every time, and transforms; `compile` has no effect.
         breakpoints: Times at which f jumps, or a derivative of it: steps end there, and f is evaluated
@@ -274,7 +275,9 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
         reason=reason,
-        _read=Reader([problem], partial(read_again, problem, solved)) if status is Status.SUCCESS else None,
+        _read=Reader([problem], partial(read_again, problem, solved))
+        if status is Status.SUCCESS
+        else None,
     )
 
 

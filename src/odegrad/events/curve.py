@@ -1,12 +1,13 @@
 """The dense output of one step, as a polynomial.
 
 Dense output is a polynomial in x = (s − t) / h, whose degree is at most the order of the scheme, and at
-most 3 for lower orders. It is known by its values U_i at m Chebyshev points x_i of the step: with ξ = 2x − 1,
+most 3 for lower orders. It is known by its values U_i at m Chebyshev points x_i of the step: with
+ξ = 2x − 1,
 
     u(t + x h) = Σ_i w_i(x) U_i,     w_i(x) = (1 + 2 Σ_{0<k<m} T_k(ξ) T_k(ξ_i)) / m.
 
-So a sweep has to read a step at m fixed times, and whatever happens inside of it, roots and derivatives of
-any order, needs no sweep of its own.
+So a sweep has to read a step at m fixed times, and whatever happens inside of it, roots and derivatives
+of any order, needs no sweep of its own.
 
 Reference: L. N. Trefethen, *Approximation Theory and Approximation Practice*, chapters 3 and 5.
 """

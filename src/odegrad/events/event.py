@@ -15,22 +15,26 @@ __all__ = ["Event", "checked_events"]
 class Event:
     """What happens where g(t, y) = 0.
 
-    It is seen by the sign of g at the ends of steps, and found as the root of g on the dense output of the
-    step in between. **Two crossings within one step leave the sign as it was and are not seen**:
+    It is seen by the sign of g at the ends of steps, and found as the root of g on the dense output of
+    the step in between. **Two crossings within one step leave the sign as it was and are not seen**:
     ``PID(dt_max=…)``, or more `Steps`, keep steps shorter than the time between crossings.
 
     Where g is zero up to rounding at the start of the solve, or after the event's own jump, it does not
-    occur; it does when g comes back to zero. An event that the jump of another one carries across its zero
-    does not occur. Of events at the same time the one listed first comes first.
+    occur; it does when g comes back to zero. An event that the jump of another one carries across its
+    zero does not occur. Of events at the same time the one listed first comes first, and one that ends
+    the solve leaves out those listed behind it.
 
     Arguments:
-        fn: g(t, y, *args), one real number, a tensor of shape [] or [1]. Whatever it reads gets gradients.
-        direction: 1 if only a g that rises through zero counts, −1 for one that falls, in the direction of
-            the solve (also where times descend); 0 for both.
+        fn: g(t, y, *args), one real number, a tensor of shape [] or [1]. Whatever it reads gets
+            gradients.
+        direction: 1 if only a g that rises through zero counts, −1 for one that falls, in the direction
+            of the solve (also where times descend); 0 for both.
         terminal: Whether the event ends the solve. None: if it has no jump.
-        max_count: A terminal event ends the solve when it occurs for this time, the first one if None.
-            Another one is passed over when it has occurred that often, never if None.
-        jump: Δ(t, y, *args), the state with which the solve goes on after the event, of the structure of y.
+        max_count: A terminal event ends the solve when it occurs for the max_count-th time, the first if
+            None. Another one is passed over, its jump too, once it has occurred that often; None is no
+            limit.
+        jump: Δ(t, y, *args), the state with which the solve goes on after the event, of the structure
+            of y.
 
     Raises:
         InvalidTypeError: If an argument has an unusable type.
@@ -64,10 +68,12 @@ class Event:
                 "Event: direction must be 1 (g rises through zero), -1 (it falls) or 0 (both), received "
                 f"{direction!r}"
             )
-        terminal: object = self.terminal
+        terminal: Any = self.terminal
         if terminal is not None and not isinstance(terminal, bool):
-            raise InvalidTypeError(f"Event: terminal must be True, False or None, received {terminal!r}")
-        most: object = self.max_count
+            raise InvalidTypeError(
+                f"Event: terminal must be True, False or None, received {terminal!r}"
+            )
+        most: Any = self.max_count
         if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
             raise InvalidTypeError(f"Event: max_count must be an int or None, received {most!r}")
         if most is not None and most < 1:

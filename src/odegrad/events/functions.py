@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class Functions:
             EventError: If it is NaN, and the state is finite.
         """
         value = float(self.value(i, t, y))
-        if value == value:
+        if not math.isnan(value):
             return value
         if not all(bool(torch.isfinite(x).all()) for x in y):
             raise NonFiniteStateError(
@@ -94,8 +95,10 @@ class Functions:
             value = self.value(i, time, leaves)
             if not value.requires_grad:
                 return 0.0, (None,) * n
-            rate, *grads = torch.autograd.grad(value, [time, *leaves], allow_unused=True)
-        return (0.0 if rate is None else float(rate)), tuple(grads)
+            inputs = [time, *leaves]
+            grads: Sequence[Tensor | None] = torch.autograd.grad(value, inputs, allow_unused=True)
+        rate = grads[0]
+        return (0.0 if rate is None else float(rate)), tuple(grads[1:])
 
     def slope(self, i: int, t: float, u: Callable[[Tensor], Leaves]) -> float:
         """dG/ds at s = t, with G(s) = g_i(s, u(s)) and numbers in u."""
@@ -104,7 +107,8 @@ class Functions:
             value = self.value(i, time, u(time))
             if not value.requires_grad:
                 return 0.0
-            (rate,) = torch.autograd.grad(value, time, allow_unused=True)
+            grads: Sequence[Tensor | None] = torch.autograd.grad(value, [time], allow_unused=True)
+        rate = grads[0]
         return 0.0 if rate is None else float(rate)
 
     def jumped(self, i: int, t: Tensor, y: Leaves, check_finite: bool) -> Leaves:

@@ -1,8 +1,8 @@
 """A stretch on the autograd graph, and the occurrences of events in it.
 
 One solve along the steps that were taken reads the user's times, and the points that determine the dense
-output of the steps in which something occurred. With U_i the states at these points, G(s) = g(s, u(s; U)) is
-a function of U, s and what g reads, and its root comes from the chord iteration on the graph,
+output of the steps in which something occurred. With U_i the states at these points, G(s) = g(s, u(s; U))
+is a function of U, s and what g reads, and its root comes from the chord iteration on the graph,
 
     s ← s − (G(s) − [G(s)]) / c,     from s = τ,     c = [∂G/∂s] at τ,
 
@@ -119,9 +119,9 @@ def located(root: Root, curve: Curve, functions: Functions) -> tuple[Tensor, Lea
             break
         if root.grazing:
             raise GrazingEventError(
-                f"events[{root.event}] has no derivative at t = {root.time:.9g}, where its g touches zero: "
-                f"its slope is {root.slope:.3g} along the solution, zero up to rounding. Solve under "
-                "torch.no_grad() for the numbers alone, or choose an event that is crossed"
+                f"events[{root.event}] has no derivative at t = {root.time:.9g}, where its g touches "
+                f"zero: its slope is {root.slope:.3g} along the solution, zero up to rounding. Solve "
+                "under torch.no_grad() for the numbers alone, or choose an event that is crossed"
             )
         time = time - (value - value.detach()) / root.slope
     return time, curve(time)

@@ -250,4 +250,3 @@ class _Solve:
                 f"{self._stuck} jumps in a row at t = {stop:.9g}, the last one of events[{i}]: time does "
                 "not go on. Let the jumps lead away from the events, or end the solve there"
             )
-

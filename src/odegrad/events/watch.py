@@ -1,13 +1,13 @@
 """Which events occur in a step: the signs of g at its ends, and the root in between.
 
-Each event has a *side*, the sign that g has, or is about to take. It occurs where g leaves it. A g that is
-zero up to rounding at the start of a stretch has the side to which its slope leads; the rounding error of g
-is taken to be, with Y_j the size of y_j in the step before,
+Each event has a *side*, the sign that g has, or is about to take. It occurs where g leaves it. A g that
+is zero up to rounding at the start of a stretch has the side to which its slope leads; the rounding error
+of g is taken to be, with Y_j the size of y_j in the step before,
 
     64 ( Σ_j ε_j |∂g/∂y_j| Y_j  +  ε_t |∂g/∂t · t|  +  ε |dg/ds · t| ),
 
-that of the state, of the time as g receives it, and of the time of the event. But an event that was on its
-way to zero when another one jumped keeps its side, so that several that occur at the same time all do.
+that of the state, of the time as g receives it, and of the time of the event. But an event that was on
+its way to zero when another one jumped keeps its side, so that of several at the same time all occur.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Watch:
                 return start
             first = curve.span.times[0] - start
             inside = [*curve.span.times, *(start + first * 0.5**k for k in range(1, 40))]
-            for a in inside:  # noqa: B007
+            for a in inside:
                 ga = g(a)
                 if side * ga > 0.0:
                     break
@@ -183,8 +183,8 @@ class Watch:
                 if i == self._own:
                     raise EventError(
                         f"the jumps of events[{i}] follow each other faster than time resolves, at "
-                        f"t = {start:.9g} after {self.counts[i]} of them, as those of a ball that comes to "
-                        "rest: end the solve before, with max_count or a terminal event"
+                        f"t = {start:.9g} after {self.counts[i]} of them, as those of a ball that comes "
+                        "to rest: end the solve before, with max_count or a terminal event"
                     )
                 return None
         return root(g, a, stop, ga, self._ends[i])
