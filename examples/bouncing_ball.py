@@ -1,6 +1,6 @@
 """How hard to throw a ball, so that it is at a place after some bounces: gradients through the bounces.
 
-The times of the bounces, and how often there is one, depend on the throw; the loss is differentiated through
+The times of the bounces, and how many there are, depend on the throw; the loss is differentiated through
 all of them by the implicit function theorem.
 
 Run: python examples/bouncing_ball.py

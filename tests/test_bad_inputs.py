@@ -806,6 +806,74 @@ refuse(
 refuse("a grid of another length", VALUE, "0 segments but ts has 1", stepsize=odegrad.Grid(()))
 
 
+@row("rtol of 1 and more", Warns("rtol=1000000.0"))
+def _() -> Any:
+    sol = solve(stepsize=PID(1e6))
+    return sol.ys.isfinite().all(), torch.tensor(True)
+
+
+@row("rtol below round-off", Warns("below the round-off of torch.float64"))
+def _() -> Any:
+    return solve(stepsize=PID(TINY, TINY)).ys[-1], ONE * math.exp(-1.0), 1e-13
+
+
+@row("rtol below round-off in float32", Warns("below the round-off of torch.float32"))
+def _() -> Any:
+    y0 = torch.ones(2)
+    return solve(y0=y0, stepsize=PID(1e-10, 1e-12)).ys[-1], y0 * math.exp(-1.0), 2e-6
+
+
+@row("rtol below round-off in one leaf", Warns("below the round-off of torch.float32"))
+def _() -> Any:
+    y0 = (ONE, torch.ones(2))
+    pid = PID(1e-10, 1e-12)
+    a, b = solve(lambda t, y: (-y[0], -y[1]), y0, stepsize=pid).ys
+    return (a[-1], b[-1]), (ONE * math.exp(-1.0), torch.ones(2) * math.exp(-1.0)), 2e-6
+
+
+@row("rtol zero beside a sound atol", RIGHT)
+def _() -> Any:
+    return solve(stepsize=PID(0.0, 1e-9)).ys[-1], ONE * math.exp(-1.0), 1e-8
+
+
+@row("float16 with the default tolerances", Warns("below the round-off of torch.float16"))
+def _() -> Any:
+    y0 = torch.ones(2, dtype=torch.float16)
+    sol = solve(y0=y0)
+    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 3e-3
+
+
+@row("bfloat16 with the default tolerances", Warns("below the round-off of torch.bfloat16"))
+def _() -> Any:
+    y0 = torch.ones(2, dtype=torch.bfloat16)
+    sol = solve(y0=y0)
+    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 2e-2
+
+
+@row("float16 with tolerances of its own", RIGHT)
+def _() -> Any:
+    y0 = torch.tensor([1.0, 1e-3], dtype=torch.float16)  # squares of 1e-3 · 1e-3 vanish in float16
+    sol = solve(y0=y0, stepsize=PID(1e-2, 1e-6))
+    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 2e-3
+
+
+@row("a step longer than the solve", Warns("Fixed(dt=5.0) is longer than the whole solve"))
+def _() -> Any:
+    call: dict[str, Any] = {"scheme": odegrad.Euler(), "stepsize": Fixed(5.0)}
+    return solve(**call).ys[-1], ONE * 0.0
+
+
+@row("a step as long as the solve", RIGHT)
+def _() -> Any:
+    ts = torch.linspace(0, 0.3, 2)
+    return solve(ts=ts, scheme=odegrad.Euler(), stepsize=Fixed(0.3)).ys[-1], ONE * 0.7, 1e-7
+
+
+@row("dt0 longer than the solve", RIGHT)
+def _() -> Any:
+    return solve(stepsize=PID(dt0=100.0)).ys[-1], ONE * math.exp(-1.0), 1e-5
+
+
 # ------------------------------------------------------------------------------------- events
 
 CROSSED = odegrad.Event(lambda t, y: y[0] - 0.5)
@@ -945,74 +1013,6 @@ def _() -> Any:
 @row("no events", RIGHT)
 def _() -> Any:
     return solve(events=[], **RK4).ys, solve(**RK4).ys
-
-
-@row("rtol of 1 and more", Warns("rtol=1000000.0"))
-def _() -> Any:
-    sol = solve(stepsize=PID(1e6))
-    return sol.ys.isfinite().all(), torch.tensor(True)
-
-
-@row("rtol below round-off", Warns("below the round-off of torch.float64"))
-def _() -> Any:
-    return solve(stepsize=PID(TINY, TINY)).ys[-1], ONE * math.exp(-1.0), 1e-13
-
-
-@row("rtol below round-off in float32", Warns("below the round-off of torch.float32"))
-def _() -> Any:
-    y0 = torch.ones(2)
-    return solve(y0=y0, stepsize=PID(1e-10, 1e-12)).ys[-1], y0 * math.exp(-1.0), 2e-6
-
-
-@row("rtol below round-off in one leaf", Warns("below the round-off of torch.float32"))
-def _() -> Any:
-    y0 = (ONE, torch.ones(2))
-    pid = PID(1e-10, 1e-12)
-    a, b = solve(lambda t, y: (-y[0], -y[1]), y0, stepsize=pid).ys
-    return (a[-1], b[-1]), (ONE * math.exp(-1.0), torch.ones(2) * math.exp(-1.0)), 2e-6
-
-
-@row("rtol zero beside a sound atol", RIGHT)
-def _() -> Any:
-    return solve(stepsize=PID(0.0, 1e-9)).ys[-1], ONE * math.exp(-1.0), 1e-8
-
-
-@row("float16 with the default tolerances", Warns("below the round-off of torch.float16"))
-def _() -> Any:
-    y0 = torch.ones(2, dtype=torch.float16)
-    sol = solve(y0=y0)
-    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 3e-3
-
-
-@row("bfloat16 with the default tolerances", Warns("below the round-off of torch.bfloat16"))
-def _() -> Any:
-    y0 = torch.ones(2, dtype=torch.bfloat16)
-    sol = solve(y0=y0)
-    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 2e-2
-
-
-@row("float16 with tolerances of its own", RIGHT)
-def _() -> Any:
-    y0 = torch.tensor([1.0, 1e-3], dtype=torch.float16)  # squares of 1e-3 · 1e-3 vanish in float16
-    sol = solve(y0=y0, stepsize=PID(1e-2, 1e-6))
-    return (sol.ys[-1], sol.stats.accepted < 50), (y0 * math.exp(-1.0), True), 2e-3
-
-
-@row("a step longer than the solve", Warns("Fixed(dt=5.0) is longer than the whole solve"))
-def _() -> Any:
-    call: dict[str, Any] = {"scheme": odegrad.Euler(), "stepsize": Fixed(5.0)}
-    return solve(**call).ys[-1], ONE * 0.0
-
-
-@row("a step as long as the solve", RIGHT)
-def _() -> Any:
-    ts = torch.linspace(0, 0.3, 2)
-    return solve(ts=ts, scheme=odegrad.Euler(), stepsize=Fixed(0.3)).ys[-1], ONE * 0.7, 1e-7
-
-
-@row("dt0 longer than the solve", RIGHT)
-def _() -> Any:
-    return solve(stepsize=PID(dt0=100.0)).ys[-1], ONE * math.exp(-1.0), 1e-5
 
 
 # ------------------------------------------------------------------ schemes and gradients

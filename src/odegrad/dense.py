@@ -79,7 +79,7 @@ def read_again(problem: Problem, solved: Callable[[Problem], Any], t: object) ->
     ys = once_more(run, lambda: solved(again).ys)
 
     def chosen(x: Tensor) -> Tensor:
-        return x[places].reshape(*shape, *x.shape[1:])
+        return x[places].reshape((*shape, *x.shape[1:]))
 
     return pytree.tree_map(chosen, ys)
 

@@ -50,4 +50,4 @@ def read_stretches(stretches: Sequence[Marched], solver: Solver, t: object) -> A
     back = [order.index(i) for i in range(len(order))]
     leaves = [torch.cat(x)[back] for x in zip(*(y for _, y in found), strict=True)]
     n = run.field.n_state
-    return problem.structure.unflatten([x.reshape(*shape, *x.shape[1:]) for x in leaves[:n]])
+    return problem.structure.unflatten([x.reshape((*shape, *x.shape[1:])) for x in leaves[:n]])

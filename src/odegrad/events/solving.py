@@ -25,7 +25,10 @@ from odegrad.state import Leaves
 from odegrad.stepsize import AdaptiveStepSize
 from odegrad.sweeps import Stats
 
-__all__ = ["solve_events"]
+__all__ = ["MOST_JUMPS", "solve_events"]
+
+MOST_JUMPS = 100_000
+"""The most jumps of a solve."""
 
 _STUCK = 16.0
 """A stretch of fewer units in the last place does not count as progress."""
@@ -123,7 +126,8 @@ class _Solve:
     def through(self) -> bool:
         """Solves; whether a terminal event ended it."""
         stretch: Problem | None = self._with_grid(self._problem)
-        watch = Watch(self._functions, _direction(stretch) > 0.0, torch.is_grad_enabled())
+        start, stop = stretch.run.times[0], stretch.run.times[-1]
+        watch = Watch(self._functions, start, stop, torch.is_grad_enabled())
         own, sizes = None, tuple(x.detach().abs() for x in stretch.y)
         while stretch is not None:
             marched = Marched(stretch)
@@ -249,4 +253,9 @@ class _Solve:
             raise EventError(
                 f"{self._stuck} jumps in a row at t = {stop:.9g}, the last one of events[{i}]: time does "
                 "not go on. Let the jumps lead away from the events, or end the solve there"
+            )
+        if len(self.stretches) > MOST_JUMPS:
+            raise EventError(
+                f"{MOST_JUMPS} jumps, and only t = {stop:.9g} reached, the last one of events[{i}]: end "
+                "the solve before, with max_count or a terminal event"
             )

@@ -4,7 +4,7 @@ Each event has a *side*, the sign that g has, or is about to take. It occurs whe
 is zero up to rounding at the start of a stretch has the side to which its slope leads; the rounding error
 of g is taken to be, with Y_j the size of y_j in the step before,
 
-    64 ( Σ_j ε_j |∂g/∂y_j| Y_j  +  ε_t |∂g/∂t · t|  +  ε |dg/ds · t| ),
+    64 ( Σ_j ε_j |∂g/∂y_j| Y_j  +  ε_t |∂g/∂t| T  +  ε |dg/ds| T ),     T = max(|ts[0]|, |ts[-1]|),
 
 that of the state, of the time as g receives it, and of the time of the event. But an event that was on
 its way to zero when another one jumped keeps its side, so that of several at the same time all occur.
@@ -57,14 +57,15 @@ class Watch:
 
     Arguments:
         functions: The event functions.
-        forwards: Whether times ascend.
+        start: The start of the solve.
+        stop: Its end.
         wanted: Whether slopes are wanted.
     """
 
-    def __init__(self, functions: Functions, forwards: bool, wanted: bool) -> None:
+    def __init__(self, functions: Functions, start: float, stop: float, wanted: bool) -> None:
         n = len(functions.events)
         self._functions, self._wanted = functions, wanted
-        self._sign = 1.0 if forwards else -1.0
+        self._sign, self._far = 1.0 if stop >= start else -1.0, max(abs(start), abs(stop))
         self._sides, self._values, self._ends = [0.0] * n, [0.0] * n, [0.0] * n
         self._noise, self._fresh = [0.0] * n, [False] * n
         self._own: int | None = None
@@ -156,12 +157,12 @@ class Watch:
             if g is not None:
                 noise += torch.finfo(size.dtype).eps * float((g.abs() * size).sum())
         eps = max((torch.finfo(x.dtype).eps for x in y[:n]), default=0.0)
-        noise = _UNITS * (noise + eps * abs(g_t * t))
+        noise = _UNITS * (noise + eps * abs(g_t) * self._far)
         f = slope()[:n]
         like = torch.zeros((), dtype=torch.float64)
         zeros = tuple(torch.zeros_like(k) if g is None else g for g, k in zip(g_y, f, strict=True))
         rate = g_t + float(inner(zeros, f, like))
-        return noise + _UNITS * torch.finfo(torch.float64).eps * abs(rate * t), rate
+        return noise + _UNITS * torch.finfo(torch.float64).eps * abs(rate) * self._far, rate
 
     def _located(self, i: int, start: float, stop: float, curve: Curve) -> float | None:
         """Where g leaves its side, or None if it is not on it anywhere."""
@@ -170,24 +171,27 @@ class Watch:
         def g(s: float) -> float:
             return self._functions.number(i, s, curve(s))
 
-        if side * ga <= 0.0:
-            if not self._fresh[i]:
-                return start
+        if self._fresh[i]:  # from zero: the bracket begins where g has become a number
             first = curve.span.times[0] - start
-            inside = [*curve.span.times, *(start + first * 0.5**k for k in range(1, 40))]
-            for a in inside:
-                ga = g(a)
-                if side * ga > 0.0:
-                    break
-            else:
-                if i == self._own:
-                    raise EventError(
-                        f"the jumps of events[{i}] follow each other faster than time resolves, at "
-                        f"t = {start:.9g} after {self.counts[i]} of them, as those of a ball that comes "
-                        "to rest: end the solve before, with max_count or a terminal event"
-                    )
+            inside = [*curve.span.times, *(start + first * 0.5**k for k in range(1, 60))]
+            away = ((s, value) for s in inside if side * (value := g(s)) > self._noise[i])
+            found = next(away, None)
+            if found is None:
+                self._check_own(i, start)
                 return None
+            a, ga = found
+        elif side * ga <= 0.0:
+            return start
         return root(g, a, stop, ga, self._ends[i])
+
+    def _check_own(self, i: int, t: float) -> None:
+        """Refuses to go on if g has not left zero since the event's own jump."""
+        if i == self._own:
+            raise EventError(
+                f"the jumps of events[{i}] follow each other faster than time resolves, at t = {t:.9g} "
+                f"after {self.counts[i]} of them, as those of a ball that comes to rest: end the solve "
+                "before, with max_count or a terminal event"
+            )
 
     def _root(self, i: int, time: float, stop: float, y: Leaves, curve: Curve) -> Root:
         if not self._wanted:
