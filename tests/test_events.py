@@ -294,7 +294,7 @@ class Neural:
         self.net, self.y0 = mlp(), leaf(4, 3)
         self.seen = nn.Linear(3, 1).double()
         self.jump = nn.Linear(3, 3).double()
-        self.rate, self.ts = number(1.1), torch.tensor([0.1, 0.4, 0.9, 1.3], dtype=F64)
+        self.rate, self.ts = number(1.1), torch.tensor([0.1, 0.7, 1.5], dtype=F64)
         with torch.no_grad():
             self.seen.bias.fill_(0.05)
         self.ts.requires_grad_()
@@ -304,11 +304,14 @@ class Neural:
             return torch.tanh(self.net(y)) * torch.cos(rate * t) - rate * y
 
         def g(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
-            return 0.3 * (self.seen(y).sum() - 1.0) + 0.2 * torch.sin(9.0 * rate * t)
+            return 0.5 * self.seen(y).sum() + torch.sin(6.0 * rate * t)
 
         events = (
             Event(
-                g, max_count=2, terminal=False, jump=lambda t, y, rate: y + 0.3 * self.jump(y) * t
+                g,
+                max_count=2,
+                terminal=False,
+                jump=lambda t, y, rate: 0.7 * y + 0.1 * self.jump(y) * t,
             ),
             Event(lambda t, y, rate: g(t, y, rate) - 0.1, terminal=False),
         )
@@ -338,7 +341,7 @@ def test_discrete_equals_tape(scheme: Any, land: bool) -> None:
     options = {"land": land, "running": lambda t, y, rate: rate * y.square().sum()}
     tape = neural.solved(Tape(), scheme, stepsize, **options)
     assert len(tape.events[0].times) == 2
-    assert len(tape.events[1].times) >= 2
+    assert len(tape.events[1].times) >= 1
     expected = neural.derivatives(tape)
     for gradient in (Discrete(), Discrete(odegrad.Every(3)), Discrete(odegrad.Binomial(3))):
         sol = neural.solved(gradient, scheme, stepsize, **options)
@@ -401,7 +404,9 @@ def test_curve_is_the_dense_output(scheme: Any) -> None:
     curve = Curve(span, (made(list(span.times)),))
     times = [0.3, 0.301, 0.4, 0.5123, 0.69, 0.7]
     found = torch.stack([curve(t)[0] for t in times])
-    torch.testing.assert_close(found, made(times), rtol=0, atol=2e-14)
+    # Dopri8's interpolant has coefficients up to 2456: its own evaluation is in error by so many ε.
+    bound = 1e-13 if scheme.order == 8 else 1e-14
+    torch.testing.assert_close(found, made(times), rtol=0, atol=bound)
 
 
 def test_a_step_has_no_more_than_its_interpolant() -> None:
@@ -645,7 +650,7 @@ def test_an_output_at_the_time_of_a_jump(land: bool) -> None:
 
 
 def test_pytree_complex_and_single_precision() -> None:
-    """A dict with a complex leaf and one of float32: its dtypes, and its derivative, to their rounding."""
+    """A dict with a complex leaf and one of float32: its dtypes, and derivatives to rounding."""
     omega = number(1.5)
 
     def f(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -827,7 +832,7 @@ def test_a_ball_that_comes_to_rest() -> None:
         with torch.no_grad(), pytest.raises(errors.EventError, match="comes to rest"):
             odegrad.solve(ball.f, y0, [0.2, 9.0], events=(ball.bounce,), stepsize=stepsize)
     with torch.no_grad(), pytest.raises(errors.MaxStepsError, match="jumps before"):
-        odegrad.solve(ball.f, y0, [0.2, 9.0], events=(ball.bounce,), max_steps=40)
+        odegrad.solve(ball.f, y0, [0.2, 9.0], events=(ball.bounce,), max_steps=20)
     with torch.no_grad():
         sol = odegrad.solve(
             ball.f, y0, [0.2, 0.5, 1.0, 9.0], events=(ball.bounce,), on_failure="return"

@@ -7,7 +7,8 @@ most 3 for lower orders. It is known by its values U_i at m Chebyshev points x_i
     u(t + x h) = Σ_i w_i(x) U_i,     w_i(x) = (1 + 2 Σ_{0<k<m} T_k(ξ) T_k(ξ_i)) / m.
 
 So a sweep has to read a step at m fixed times, and whatever happens inside of it, roots and derivatives
-of any order, needs no sweep of its own.
+of any order, needs no sweep of its own. Only the first derivative is taken from the scheme's formula, by
+`rate`: differences of the U_i have their rounding errors, divided by h.
 
 Reference: L. N. Trefethen, *Approximation Theory and Approximation Practice*, chapters 3 and 5.
 """
@@ -15,6 +16,7 @@ Reference: L. N. Trefethen, *Approximation Theory and Approximation Practice*, c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, align, rounded, wide
 
-__all__ = ["Curve", "Span", "points"]
+__all__ = ["Curve", "Span", "points", "rate"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class Curve:
             assert isinstance(w, Tensor)
             found.append((leaf * w).sum(dim=0))
         return rounded(found, self.values)
+
+
+def rate(u: Callable[[Tensor], Leaves], t: float) -> Leaves:
+    """du/ds at s = t, leaf by leaf, for any u that autograd differentiates."""
+    with torch.enable_grad():
+        s = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        leaves = u(s)
+        # What ⟨v, u̇⟩ is linear in gives all of u̇ at once, where there is reverse mode only.
+        weights = [torch.zeros_like(x, requires_grad=True) for x in leaves]
+        (pulled,) = torch.autograd.grad(leaves, s, weights, create_graph=True)
+    found = torch.autograd.grad(pulled, weights)
+    return tuple(x.detach() for x in found)
 
 
 def points(scheme: Scheme) -> int:

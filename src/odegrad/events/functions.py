@@ -19,7 +19,7 @@ from odegrad.errors import (
 )
 from odegrad.events.event import Event
 from odegrad.field import VectorField
-from odegrad.state import Leaves, Structure
+from odegrad.state import Leaves, Structure, axpy
 
 __all__ = ["Functions"]
 
@@ -100,11 +100,11 @@ class Functions:
         rate = grads[0]
         return (0.0 if rate is None else float(rate)), tuple(grads[1:])
 
-    def slope(self, i: int, t: float, u: Callable[[Tensor], Leaves]) -> float:
-        """dG/ds at s = t, with G(s) = g_i(s, u(s)) and numbers in u."""
+    def slope(self, i: int, t: float, y: Leaves, rate: Leaves) -> float:
+        """dG/ds at s = t, with G(s) = g_i(s, u(s)), where u(t) = y and du/ds = rate."""
         with torch.enable_grad():
             time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
-            value = self.value(i, time, u(time))
+            value = self.value(i, time, axpy(y, 1.0, (time - t,), (rate,)))
             if not value.requires_grad:
                 return 0.0
             grads: Sequence[Tensor | None] = torch.autograd.grad(value, [time], allow_unused=True)

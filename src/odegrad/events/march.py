@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from odegrad.assemble import Problem
 from odegrad.errors import InvalidValueError, MaxStepsError
-from odegrad.events.curve import Curve, Span, points
+from odegrad.events.curve import Curve, Span, points, rate
 from odegrad.events.watch import Root, Watch
 from odegrad.grid import Clock, Grid, Leading, Nodes, Segment
 from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
-from odegrad.sweeps.adaptive import adaptive_steps
+from odegrad.sweeps.adaptive import adaptive_steps, check_count
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.steps import Accepted, Walk, fixed_grid, number, read, steps
 
@@ -123,6 +125,7 @@ class _March:
             clock = self._clock = Clock(grid, run.times, run.stops)
             carry = run.scheme.init(run.field, run.times[0], self._y, p)
             return steps(run, clock, 0, grid.n_steps, self._y, carry, p)
+        check_count(run, run.times[0], 0.0)
         carry = run.scheme.init(run.field, run.times[0], self._y, p)
         return adaptive_steps(run, self._y, carry, p, run.times)
 
@@ -130,7 +133,8 @@ class _March:
         """The event that ends the stretch in a step, if there is one; those before it are noted."""
         marched, run, watch = self._marched, self._run, self._watch
         start, dt = number(taken.t), number(taken.dt)
-        stop = start + dt if taken.landing is None else run.times[taken.landing]
+        landing = self._landing(taken)
+        stop = start + dt if landing is None else run.times[landing]
         marched.stop = stop
         if dt == 0.0 or stop == start:
             return None
@@ -141,7 +145,10 @@ class _March:
                 found.append(_curve(run, taken, start, dt, self._p))
             return found[0]
 
-        for root in watch.occurring(start, stop, taken.step.y, curve):
+        def slope(t: float) -> Leaves:
+            return rate(partial(_inside, run, taken, start, dt, self._p), t)
+
+        for root in watch.occurring(start, stop, taken.step.y, curve, slope):
             ends = watch.count(root.event)
             marched.roots.append(root)
             if ends or watch.jumps(root.event):
@@ -155,8 +162,9 @@ class _March:
         """Notes the states at the times in a step that were reached."""
         marched, run = self._marched, self._run
         inside = read(run, taken, self._p)
-        if taken.landing is not None:
-            inside.append((taken.landing, taken.step.y))
+        landing = self._landing(taken)
+        if landing is not None:
+            inside.append((landing, taken.step.y))
         for j, y in inside:
             if self._sign * (run.times[j] - marched.stop) <= 0.0:
                 marched.rows[j] = y if self._kept else ()
@@ -164,6 +172,15 @@ class _March:
         if monitor is not None and not marched.problem.differentiated:
             t, dt = number(taken.t), number(taken.dt)
             monitor.step("forward", taken.n, t, dt, taken.step.y, run.stats)
+
+    def _landing(self, taken: Accepted) -> int | None:
+        """The time that a step ends on; a recorded segment that an event ended has none at its end."""
+        if self._clock is not None and taken.landing is not None:
+            k, i = self._clock.locate(taken.n)
+            segment = self._clock.segment(k)
+            if isinstance(segment, Leading) and i + 1 < len(segment.whole):
+                return None
+        return taken.landing
 
     def _took(self, taken: Accepted, last: bool) -> bool:
         """Notes a step; whether it was the last one."""
@@ -192,6 +209,11 @@ class _March:
             segments.append(Nodes(tuple(self._parts)))
             self._parts = [0.0]
         return last
+
+
+def _inside(run: Run, taken: Accepted, start: float, dt: float, p: Leaves, t: Tensor) -> Leaves:
+    """The state inside a step."""
+    return run.scheme.read(run.field, start, dt, taken.y, taken.step, p, [t])[0]
 
 
 def _curve(run: Run, taken: Accepted, start: float, dt: float, p: Leaves) -> Curve:

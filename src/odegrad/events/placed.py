@@ -4,7 +4,7 @@ One solve along the steps that were taken reads the user's times, and the points
 output of the steps in which something occurred. With U_i the states at these points, G(s) = g(s, u(s; U))
 is a function of U, s and what g reads, and its root comes from the chord iteration on the graph,
 
-    s ← s − (G(s) − [G(s)]) / c,     from s = τ,     c = [∂G/∂s] at τ,
+    s ← s − (G(s) − [G(s)]) / c,     from s = τ,     c = [dG/ds] at τ,
 
 where [·] is a number without a derivative. Each of its steps adds an order of derivatives: three of them
 make the first, second and third derivative exact. The numbers are those that the march found.
@@ -21,11 +21,11 @@ from torch import Tensor
 from odegrad.assemble import Problem
 from odegrad.dense import along, once_more
 from odegrad.errors import GrazingEventError
-from odegrad.events.curve import Curve, Span
+from odegrad.events.curve import Curve, Span, rate
 from odegrad.events.functions import Functions
 from odegrad.events.march import Marched
 from odegrad.events.watch import Root
-from odegrad.state import Leaves
+from odegrad.state import Leaves, axpy
 from odegrad.sweeps import Stats
 
 __all__ = ["Placed", "Solver", "located", "placed", "steps_again"]
@@ -112,9 +112,14 @@ def located(root: Root, curve: Curve, functions: Functions) -> tuple[Tensor, Lea
     Raises:
         GrazingEventError: If its derivative is wanted and does not exist.
     """
-    time = torch.tensor(root.time, dtype=torch.float64)
+    time = start = torch.tensor(root.time, dtype=torch.float64)
+    found, y = (
+        rate(Curve(curve.span, _off(curve.values)), root.time) if root.rate else (),
+        curve(time),
+    )
+    lacking = tuple(a - b for a, b in zip(root.rate, found, strict=True))
     for _ in range(_ORDERS):
-        value = functions.value(root.event, time, curve(time))
+        value = functions.value(root.event, time, y)
         if not value.requires_grad:
             break
         if root.grazing:
@@ -124,4 +129,9 @@ def located(root: Root, curve: Curve, functions: Functions) -> tuple[Tensor, Lea
                 "under torch.no_grad() for the numbers alone, or choose an event that is crossed"
             )
         time = time - (value - value.detach()) / root.slope
-    return time, curve(time)
+        y = axpy(curve(time), 1.0, (time - start,), (lacking,))
+    return time, y
+
+
+def _off(values: Leaves) -> Leaves:
+    return tuple(x.detach() for x in values)

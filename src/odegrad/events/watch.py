@@ -41,6 +41,7 @@ class Root:
         event: The number of the event.
         time: When.
         curve: The dense output of the step.
+        rate: du/ds there; empty, as the two below, if derivatives are not wanted.
         slope: dG/ds there.
         grazing: Whether that is zero up to rounding.
     """
@@ -48,6 +49,7 @@ class Root:
     event: int
     time: float
     curve: Curve
+    rate: Leaves
     slope: float
     grazing: bool
 
@@ -97,7 +99,12 @@ class Watch:
             self._values[i], self._noise[i] = value, noise
 
     def occurring(
-        self, start: float, stop: float, y: Leaves, curve: Callable[[], Curve]
+        self,
+        start: float,
+        stop: float,
+        y: Leaves,
+        curve: Callable[[], Curve],
+        rate: Callable[[float], Leaves],
     ) -> list[Root]:
         """The events that occur in a step, in the order of the solve.
 
@@ -106,6 +113,7 @@ class Watch:
             stop: Its end.
             y: The state after it.
             curve: Its dense output.
+            rate: The derivative of that at a time.
         """
         found: list[tuple[float, int]] = []
         for i, event in enumerate(self._functions.events):
@@ -117,7 +125,7 @@ class Watch:
                 time = self._located(i, start, stop, curve())
                 if time is not None:
                     found.append((self._sign * time, i))
-        return [self._root(i, self._sign * time, stop, y, curve()) for time, i in sorted(found)]
+        return [self._root(i, self._sign * x, stop, y, curve(), rate) for x, i in sorted(found)]
 
     def count(self, i: int) -> bool:
         """Counts an occurrence; whether it ends the solve."""
@@ -193,13 +201,21 @@ class Watch:
                 "before, with max_count or a terminal event"
             )
 
-    def _root(self, i: int, time: float, stop: float, y: Leaves, curve: Curve) -> Root:
+    def _root(
+        self,
+        i: int,
+        time: float,
+        stop: float,
+        y: Leaves,
+        curve: Curve,
+        rate: Callable[[float], Leaves],
+    ) -> Root:
         if not self._wanted:
-            return Root(i, time, curve, 0.0, False)
-        functions, span = self._functions, curve.span
-        slope = functions.slope(i, time, curve)
+            return Root(i, time, curve, (), 0.0, False)
+        functions, span, slopes = self._functions, curve.span, rate(time)
+        slope = functions.slope(i, time, curve(time), slopes)
         sizes = [abs(functions.number(i, s, curve(s))) for s in span.times]
         size = max(*sizes, abs(functions.number(i, stop, y)))
         eps = max(torch.finfo(x.dtype).eps for x in y)
         grazing = abs(slope * span.dt) <= _GRAZING * math.sqrt(eps) * size
-        return Root(i, time, curve, slope, grazing)
+        return Root(i, time, curve, slopes, slope, grazing)
