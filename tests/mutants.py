@@ -506,6 +506,49 @@ MUTANTS = [
         "func, landing)",
         "tests/compat/test_gradients.py",
     ),
+    # Events.
+    Mutant(
+        "an event's time has the slope of something else",
+        "events/placed.py",
+        "time = time - (value - value.detach()) / root.slope",
+        "time = time - (value - value.detach()) / (1.01 * root.slope)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the steps after a jump do not move with it",
+        "events/solving.py",
+        "ts = torch.cat([time.reshape(1), problem.ts[j:]])",
+        "ts = torch.cat([time.detach().reshape(1), problem.ts[j:]])",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the state at an event does not move with its time",
+        "events/placed.py",
+        "        y = axpy(curve(time), 1.0",
+        "        y = axpy(curve(time.detach()), 1.0",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event occurs again at once after its own jump",
+        "events/watch.py",
+        "        if self._fresh[i]:  # from",
+        "        if False:  # from",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event at the same time as another one's jump is lost",
+        "events/watch.py",
+        "elif own is None or i == own or not self._sides[i]:",
+        "else:",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the second derivative of an event lacks an iteration",
+        "events/placed.py",
+        "_ORDERS = 3",
+        "_ORDERS = 1",
+        "tests/test_events.py",
+    ),
 ]
 
 

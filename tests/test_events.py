@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import itertools
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from odegrad.schemes import SCHEMES
 from odegrad.schemes.base import Step
 
 F64 = torch.float64
+PAGE = Path(__file__).parent.parent / "docs" / "events.md"
 
 
 def val(x: Any) -> float:
@@ -352,7 +355,7 @@ def test_discrete_equals_tape(scheme: Any, land: bool) -> None:
 
 def test_memory_budget_tangent_and_no_gradient() -> None:
     neural = Neural()
-    options = (odegrad.Tsit5(), PID(1e-4, 1e-6))
+    options = (odegrad.Tsit5(), PID(1e-4, 1e-6, dt_max=0.1))
     tape = neural.solved(Tape(), *options)
     expected = neural.derivatives(tape)
     for gradient in (Discrete(memory="64MiB"), odegrad.Tangent()):
@@ -369,7 +372,7 @@ def test_memory_budget_tangent_and_no_gradient() -> None:
 def test_replay(land: bool) -> None:
     """The grid of a solve with events replays it, also for other numbers: then against differences."""
     neural = Neural()
-    sol = neural.solved(Discrete(), odegrad.Tsit5(), PID(1e-3, 1e-5), land=land)
+    sol = neural.solved(Discrete(), odegrad.Tsit5(), PID(1e-3, 1e-5, dt_max=0.1), land=land)
     again = neural.solved(Discrete(), odegrad.Tsit5(), sol.grid, land=land)
     assert again.grid == sol.grid
     assert torch.equal(again.ys, sol.ys)
@@ -930,3 +933,10 @@ def test_a_tensor_changed_before_backward() -> None:
         sol.events[0].times.sum().backward()
     with pytest.raises(errors.ChangedTensorError):
         sol(0.1)
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="an sdist has no docs")
+def test_the_page_runs() -> None:
+    found = doctest.testfile(str(PAGE), module_relative=False)
+    assert found.attempted > 10
+    assert not found.failed
