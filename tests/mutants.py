@@ -516,7 +516,7 @@ MUTANTS = [
     ),
     Mutant(
         "the steps after a jump do not move with it",
-        "events/solving.py",
+        "events/following.py",
         "ts = torch.cat([time.reshape(1), problem.ts[j:]])",
         "ts = torch.cat([time.detach().reshape(1), problem.ts[j:]])",
         "tests/test_events.py",

@@ -773,6 +773,31 @@ def test_dropout_and_callback() -> None:
     assert len(told) == 8
 
 
+def test_inference_mode_and_autocast() -> None:
+    ball = Ball()
+    options: dict[str, Any] = {"events": (ball.bounce,), "stepsize": Steps(9)}
+    expected = odegrad.solve(ball.f, ball.y0, [0.2, 2.5], **options)
+    with torch.inference_mode():
+        found = odegrad.solve(ball.f, ball.y0, [0.2, 2.5], **options)
+    assert torch.equal(found.events[0].times, expected.events[0].times)
+    net = nn.Linear(1, 1)
+    with torch.no_grad():
+        net.weight.fill_(-1.0)
+        net.bias.fill_(0.5)
+    event, y0 = Event(lambda t, y: net(y).sum().float()), torch.zeros(1, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        sol = odegrad.solve(lambda t, y: 1.0 + 0.0 * net(y), y0, [0.0, 1.0], events=(event,))
+    assert sol.events[0].times.item() == pytest.approx(0.5, abs=5e-3)
+
+
+def test_mismatched_gradients_of_events() -> None:
+    """The transpose of another scheme: inexact, and of the order of the schemes."""
+    neural, options = Neural(), (odegrad.RK4(), Steps(40))
+    expected = neural.derivatives(neural.solved(Discrete(), *options))
+    found = neural.derivatives(neural.solved(odegrad.Mismatched(odegrad.Kutta3()), *options))
+    assert 1e-12 < relative(found, expected) < 1e-3
+
+
 def test_a_solution_pickles() -> None:
     sol = odegrad.solve(turning, START, [0.0, 4.0], events=(Event(lambda t, y: y[0]),), **FINE)
     again = pickle.loads(pickle.dumps(sol))

@@ -11,8 +11,8 @@ function theorem, dτ = −(∂G/∂s)⁻¹ dG, with the slope of the dense outp
 
 `event` is what a user passes, `inputs` checks what it goes with, `functions` evaluates it; `curve` is the
 dense output of one step as a polynomial; `watch` compares the signs, `march` takes steps until a stretch
-is over, `placed` puts the stretch on the autograd graph, `solving` joins the stretches, `occurred`
-collects what occurs, and `reading` reads the stretches afterwards.
+is over, `placed` puts the stretch on the autograd graph, `following` is the next one; `solving` joins
+them, `occurred` collects what occurs, and `reading` reads the stretches afterwards.
 
 References:
     E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.

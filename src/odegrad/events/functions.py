@@ -89,16 +89,15 @@ class Functions:
     def derivative(self, i: int, t: float, y: Leaves) -> tuple[float, tuple[Tensor | None, ...]]:
         """∂g_i/∂t, and ∂g_i/∂y leaf by leaf, at numbers; None is zero."""
         n = self._field.n_state
-        with torch.enable_grad():
+        # A graph is made under inference mode, too.
+        with torch.inference_mode(False), torch.enable_grad():
             time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
-            leaves = tuple(x.detach().requires_grad_() for x in y[:n])
+            leaves = tuple(x.detach().clone().requires_grad_() for x in y[:n])
             value = self.value(i, time, leaves)
             if not value.requires_grad:
                 return 0.0, (None,) * n
-            inputs = [time, *leaves]
-            grads: Sequence[Tensor | None] = torch.autograd.grad(value, inputs, allow_unused=True)
-        rate = grads[0]
-        return (0.0 if rate is None else float(rate)), tuple(grads[1:])
+            g_t, *g_y = _pulled(value, [time, *leaves])
+        return (0.0 if g_t is None else float(g_t)), tuple(g_y)
 
     def slope(self, i: int, t: float, y: Leaves, rate: Leaves) -> float:
         """dG/ds at s = t, with G(s) = g_i(s, u(s)), where u(t) = y and du/ds = rate."""
@@ -107,9 +106,8 @@ class Functions:
             value = self.value(i, time, axpy(y, 1.0, (time - t,), (rate,)))
             if not value.requires_grad:
                 return 0.0
-            grads: Sequence[Tensor | None] = torch.autograd.grad(value, [time], allow_unused=True)
-        rate = grads[0]
-        return 0.0 if rate is None else float(rate)
+            (found,) = _pulled(value, [time])
+        return 0.0 if found is None else float(found)
 
     def jumped(self, i: int, t: Tensor, y: Leaves, check_finite: bool) -> Leaves:
         """Δ_i(t, y), with the quadratures as they are.
@@ -157,3 +155,8 @@ class Functions:
                 "y = y.clone()"
             )
         return result
+
+
+def _pulled(value: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The derivative of a number with respect to the inputs; None is zero."""
+    return torch.autograd.grad(value, inputs, allow_unused=True)

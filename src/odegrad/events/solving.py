@@ -11,6 +11,7 @@ from torch import Tensor
 from odegrad.assemble import Problem
 from odegrad.dense import Reader
 from odegrad.errors import EventError, InvalidValueError, MaxStepsError, SolveError
+from odegrad.events.following import following
 from odegrad.events.functions import Functions
 from odegrad.events.march import Marched, march
 from odegrad.events.occurred import Occurred
@@ -18,7 +19,7 @@ from odegrad.events.placed import Solver, located, placed
 from odegrad.events.reading import read_stretches
 from odegrad.events.watch import Watch
 from odegrad.gradients.failed import failed
-from odegrad.grid import Grid, Stops, Uniform
+from odegrad.grid import Grid, Uniform
 from odegrad.inputs import check_result
 from odegrad.solution import Solution, Status, status_of
 from odegrad.state import Leaves
@@ -208,31 +209,8 @@ class _Solve:
             return None
         assert time is not None
         assert after is not None
-        return self._following(marched, time, after)
-
-    def _following(self, marched: Marched, time: Tensor, y: Leaves) -> Problem | None:
-        """The stretch after a jump, from (time, y), or None if the solve is at its end."""
-        problem, sign = marched.problem, _direction(self._problem)
-        run, start = problem.run, marched.stop
-        j = next((j for j, t in enumerate(run.times) if sign * (t - start) > 0.0), None)
-        if j is None:
-            return None
-        shift = j - 1
-        times = (start, *run.times[j:])
-        ts = torch.cat([time.reshape(1), problem.ts[j:]])
-        stops = Stops(times, [0, *(k - shift for k in run.landed if k >= j)])
-        following = dataclasses.replace(
-            run, times=times, grid=None, initial=None, fingerprints={}, labels=None,
-            kinks=tuple(k - shift for k in run.kinks if k >= j),
-            stops=None if run.stops is None else stops,
-        )  # fmt: skip
-        inputs = (*y, *problem.p, ts)
-        stretch = dataclasses.replace(
-            problem, run=following, y=y, ts=ts,
-            places=tuple(k - shift for k in problem.places if k >= j),
-            differentiated=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
-        )  # fmt: skip
-        return self._with_grid(stretch)
+        stretch_after = following(marched, time, after)
+        return None if stretch_after is None else self._with_grid(stretch_after)
 
     def _with_grid(self, stretch: Problem) -> Problem:
         """A stretch with its part of the recorded grid, if there is one."""
