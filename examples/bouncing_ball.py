@@ -38,7 +38,7 @@ def main() -> None:
         optimizer.step()
         if i % 20 == 0:
             bounces = ", ".join(f"{t:.3f}" for t in sol.events[0].times.tolist())
-            print(f"{i:3}  loss {float(loss):.2e}  bounces at {bounces}")
+            print(f"{i:3}  loss {loss.item():.2e}  bounces at {bounces}")
 
 
 if __name__ == "__main__":
