@@ -238,5 +238,5 @@ def _basis(values: tuple[float, ...], slopes: tuple[float, ...]) -> tuple[tuple[
     powers = range(1, len(values) + len(slopes) + 1)
     rows = [[x**m for m in powers] for x in values]
     rows += [[m * x ** (m - 1) for m in powers] for x in slopes]
-    inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64))
+    inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64, device="cpu"))
     return tuple(map(tuple, inverse.T.tolist()))
