@@ -48,13 +48,19 @@ class Case:
     others: tuple[Tensor, ...] = ()
 
     def gradient(
-        self, gradient: Any, scheme: Any, stepsize: Any, times: tuple[float, ...] = TIMES
+        self,
+        gradient: Any,
+        scheme: Any,
+        stepsize: Any,
+        times: tuple[float, ...] = TIMES,
+        land: bool | None = True,
     ) -> tuple[list[Tensor], odegrad.Solution]:
         """Gradients of a loss of all outputs w.r.t. y0, parameters, args and ts."""
         ts = torch.tensor(times, dtype=torch.float64, requires_grad=True)
         sol = odegrad.solve(
-            self.f, self.y0, ts, self.args, scheme=scheme, stepsize=stepsize, gradient=gradient
-        )
+            self.f, self.y0, ts, self.args,
+            scheme=scheme, stepsize=stepsize, gradient=gradient, land=land,
+        )  # fmt: skip
         inputs = [*self.y0_leaves, *self.others, ts]
         return list(torch.autograd.grad(loss(sol.ys), inputs, retain_graph=True)), sol
 

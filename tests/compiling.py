@@ -24,12 +24,13 @@ def gradients(
     times: Sequence[float] = TIMES,
     **more: Any,
 ) -> tuple[list[Tensor], odegrad.Solution]:
-    """`Case.gradient` with compile=True, or with the options given."""
+    """`Case.gradient` with compile=True, and with the options given; steps end at every time."""
     options = {
         "compile": True,
         "scheme": scheme,
         "stepsize": stepsize,
         "gradient": gradient,
+        "land": True,
         **more,
     }
     ts = torch.tensor(times, dtype=torch.float64, requires_grad=True)
@@ -46,7 +47,7 @@ def forget_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_chunks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on programs are made for chunks of so many steps."""
     forget_graphs(monkeypatch)
-    monkeypatch.setattr("odegrad.compiled.programs._MOST_ROWS", rows)
+    monkeypatch.setattr("odegrad.compiled.shapes._MOST_ROWS", rows)
 
 
 def warnings_of(thunk: Callable[[], Any]) -> tuple[Any, list[str]]:

@@ -438,6 +438,34 @@ MUTANTS = [
         "found[i] = add(None, _scaled",
         "tests/test_dense.py",
     ),
+    Mutant(
+        "adaptive steps end at every time unless told otherwise",
+        "assemble.py",
+        "not (replayed or isinstance(stepsize, AdaptiveStepSize))",
+        "not replayed",
+        "tests/test_dense.py",
+    ),
+    Mutant(
+        "compiled: the cotangent of a read state passes the state before the step by",
+        "compiled/pullback.py",
+        "a + g[0] for a, g in zip",
+        "a for a, g in zip",
+        "tests/test_compiled_dense.py",
+    ),
+    Mutant(
+        "compiled: a time that is read owes nothing to the length of its step",
+        "sweeps/compiled/reads.py",
+        "-piece.x * rate",
+        "0.0 * rate",
+        "tests/test_compiled_dense.py",
+    ),
+    Mutant(
+        "compiled: cotangents of read states of one chunk are there for the next",
+        "sweeps/compiled/backward.py",
+        "*(self.reads.grads if read else ())",
+        "*()",
+        "tests/test_compiled_dense.py",
+    ),
     # Half precision.
     Mutant(
         "parameter gradients are added up in half precision",

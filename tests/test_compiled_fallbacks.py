@@ -294,7 +294,7 @@ def test_a_callback_is_told_the_same(stepsize: Any, gradient: Any) -> None:
             counts = info.stats.accepted, info.stats.rejected
             seen.append((info.phase, info.n, *counts, info.t, info.dt, y))
 
-        options: Any = {"stepsize": stepsize, "gradient": gradient, "callback": note}
+        options: Any = {"stepsize": stepsize, "gradient": gradient, "callback": note, "land": True}
         ys = odegrad.solve(problem.f, problem.y0, TIMES, compile=compiled, **options).ys
         loss(ys).backward()
         return seen

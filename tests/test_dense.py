@@ -13,6 +13,7 @@ from torch import Tensor
 import odegrad
 from cases import GRAPHS, Case, leaf, loss, mlp, relative, structured, time_dependent
 from odegrad import PID, Binomial, Discrete, Every, Keep, Steps, StoreAll, Tape, errors
+from odegrad.compiled import using_backend
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.interpolant import Interpolant, default_interpolant
 
@@ -121,6 +122,41 @@ def test_outputs_do_not_change_the_steps(gradient: Any) -> None:
     assert with_few.stats.forward_evaluations == with_many.stats.forward_evaluations
     _, landed = solved(time_dependent(), *options, land=True)
     assert len(landed.grid.segments) == len(TIMES) - 1
+
+
+def test_adaptive_steps_are_read_and_others_land() -> None:
+    """Asking for more outputs changes no step of the default; `land=True` and fixed steps end at them."""
+    few, case = (TIMES[0], TIMES[-1]), time_dependent
+    segments = len(TIMES) - 1
+    for scheme, stepsize in ((odegrad.Tsit5(), PID(1e-6, 1e-8)), (odegrad.Dopri8(), PID(1e-3))):
+        for compiled in (False, True):
+            options = (Discrete(), scheme, stepsize)
+            with using_backend("interpreter"):
+                _, ends = solved(case(), *options, few, compile=compiled)
+                found, sol = solved(case(), *options, compile=compiled)
+                explicit, _ = solved(case(), *options, compile=compiled, land=False)
+                _, landed = solved(case(), *options, compile=compiled, land=True)
+            assert sol.grid == ends.grid
+            assert sol.landings == few
+            assert all(map(torch.equal, found, explicit))
+            assert len(landed.grid.segments) == segments
+            assert landed.landings == TIMES
+    for fixed in (Steps(2), odegrad.Fixed(0.1)):
+        _, sol = solved(case(), Discrete(), odegrad.Tsit5(), fixed)
+        assert sol.landings == TIMES
+    # A recorded grid replays as it was recorded.
+    _, sol = solved(case(), Discrete(), odegrad.Dopri8(), landed.grid)
+    assert sol.landings == TIMES
+
+
+def test_what_is_read_by_f_lands_if_f_draws_random_numbers() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5)).double()
+    for scheme, count in ((odegrad.Dopri5(), 1), (odegrad.Dopri8(), len(TIMES) - 1)):
+        with pytest.warns(errors.OdegradWarning, match="error estimate of adaptive steps"):
+            sol = odegrad.solve(
+                lambda t, y: net(y), leaf(2, 3), TIMES, scheme=scheme, stepsize=PID(0.3, 0.3)
+            )
+        assert len(sol.grid.segments) == count
 
 
 # The transpose.
@@ -303,8 +339,6 @@ def test_what_steps_onto_every_time() -> None:
         odegrad.solve(f, y0, ts, land=False, **streamed)
     with pytest.raises(errors.InvalidTypeError, match="land must be True, False or None"):
         odegrad.solve(f, y0, ts, land="no")  # pyright: ignore
-    with pytest.warns(errors.OdegradWarning, match="compiled steps land on every time"):
-        odegrad.solve(f, y0, ts, land=False, compile=True)
 
 
 # Reading a solution again.

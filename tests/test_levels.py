@@ -261,7 +261,7 @@ def test_counts_of_blocks(slots: int, length: int, keep: Keep) -> None:
 def test_bytes_kept_stay_within_the_bounds(schedule: Any, stepsize: Any) -> None:
     case, scheme = CASES[2](), odegrad.Bosh3()
     ts = torch.tensor(TIMES, dtype=torch.float64)
-    options: dict[str, Any] = {"scheme": scheme, "stepsize": stepsize}
+    options: dict[str, Any] = {"scheme": scheme, "stepsize": stepsize, "land": True}
     sol = odegrad.solve(case.f, case.y0, ts, gradient=Discrete(schedule), **options)
     loss(sol.ys).backward()
     d = 8 * sum(x.numel() for x in case.y0_leaves)

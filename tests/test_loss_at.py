@@ -84,6 +84,7 @@ class Problem:
         """The loss and its gradient."""
         ts = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
         options |= {"scheme": scheme, "stepsize": stepsize, "gradient": gradient}
+        options |= {} if streamed else {"land": True}  # as a streamed loss does
         if streamed:
             options["loss_at"] = self.loss_at
         sol = odegrad.solve(self.f, self.y0, ts, (self.rate,), **options)
@@ -139,8 +140,7 @@ def test_running_cost_at_the_end(gradient: Any, stepsize: Any) -> None:
     inputs = [*problem.inputs, weight]
     for streamed in (False, True):
         options: dict[str, Any] = {"stepsize": stepsize, "gradient": gradient, "running": cost}
-        if streamed:
-            options["loss_at"] = problem.loss_at
+        options |= {"loss_at": problem.loss_at} if streamed else {"land": True}
         sol = odegrad.solve(problem.f, problem.y0, TIMES, (problem.rate,), **options)
         assert sol.running is not None
         end = sol.running if streamed else sol.running[-1]

@@ -233,6 +233,7 @@ def solved(
     gradient: Any,
     running: bool,
     streamed: bool,
+    land: bool | None = None,
 ) -> tuple[list[Tensor], list[Tensor], odegrad.Solution]:
     """Outputs, gradients of all inputs, and the solution."""
     ts = torch.tensor(times, dtype=torch.float64, requires_grad=True)
@@ -250,6 +251,7 @@ def solved(
         gradient=gradient,
         running=running_cost if running else None,
         loss_at=loss_at if streamed else None,
+        land=land,
     )
     outputs = [sol.loss] if streamed else pytree.tree_leaves(sol.ys)
     if running:
@@ -375,15 +377,20 @@ def test_against_a_plain_loop_often(**drawn: Any) -> None:
 
 
 def check_adaptive(
-    problem: Problem, times: list[float], checkpoints: Any, rtol: float, scheme: Any
+    problem: Problem,
+    times: list[float],
+    checkpoints: Any,
+    rtol: float,
+    scheme: Any,
+    land: bool | None,
 ) -> None:
     """The gradient is that of the recorded grid, and the counts fit each other."""
     call = (problem, times, scheme)
     try:
-        ys, found, sol = solved(*call, PID(rtol, rtol), Discrete(checkpoints), False, False)
+        ys, found, sol = solved(*call, PID(rtol, rtol), Discrete(checkpoints), False, False, land)
     except odegrad.errors.SolveError:
         reject()  # this random solution blows up
-    again, right, replay = solved(*call, sol.grid, Tape(), False, False)
+    again, right, replay = solved(*call, sol.grid, Tape(), False, False, land)
     for a, b in zip(ys, again, strict=True):
         assert torch.equal(a, b)
     same_gradients(found, right, 1e-11)
@@ -394,7 +401,8 @@ def check_adaptive(
     stages = tab.stages - int(tab.fsal)
     starts = (2 + int(tab.fsal)) if len(times) > 1 else 0  # two for the first step size
     assert stats.forward_evaluations == attempts * stages + starts
-    for segment, width in zip(sol.grid.segments, pairwise(times), strict=True):
+    assert not land or sol.landings == tuple(times)
+    for segment, width in zip(sol.grid.segments, pairwise(sol.landings), strict=True):
         assert segment.fractions[0] == 0.0
         assert segment.fractions[-1] == 1.0
         assert list(segment.fractions) == sorted(segment.fractions)
@@ -407,6 +415,7 @@ ADAPTIVE = {
     "checkpoints": SCHEDULES,
     "rtol": st.sampled_from([1e-2, 1e-4, 1e-6]),
     "scheme": st.sampled_from([odegrad.Bosh3(), odegrad.Tsit5(), odegrad.AdaptiveHeun()]),
+    "land": st.sampled_from([None, True]),
 }
 
 

@@ -73,7 +73,7 @@ class Stiffness:
 
     def alone(self, b: int, **options):
         ts = self.ts[b] if self.ts.ndim == 2 else self.ts
-        given = {"stepsize": PID, **options}
+        given = {"stepsize": PID, "land": True, **options}
         f, rows = van_der_pol, slice(b, b + 1)
         one = odegrad.solve(
             lambda t, y, mu: f(t.reshape(1), y, mu), self.y0[rows], ts, (self.mu[rows],), **given
@@ -138,7 +138,7 @@ def test_van_der_pol_of_64_stiffnesses():
     for b in range(64):
         one = odegrad.solve(
             lambda t, y, mu: van_der_pol(t.reshape(1), y, mu), y0[b : b + 1], ts,
-            (mu[b : b + 1],), stepsize=PID,
+            (mu[b : b + 1],), stepsize=PID, land=True,
         )  # fmt: skip
         assert sol.grid[b].times(sol.landings[b]) == one.grid.times(one.landings)
         assert one.stats.rejected == sol.stats.rejected_by_sample[b]
@@ -475,6 +475,7 @@ def test_structured_states_complex_leaves_and_a_running_cost():
             {"q": q[b : b + 1], "z": z[b : b + 1]},
             ts,
             stepsize=PID,
+            land=True,
         )
         assert torch.allclose(one.ys["q"][:, 0], sol.ys["q"][:, b], rtol=1e-9)
         assert one.stats.accepted == sol.stats.accepted_by_sample[b]
@@ -608,7 +609,7 @@ def test_a_sample_that_fails_harms_no_other(gradient):
     ys = []
     y0, rate, ts = inputs
     for b in healthy:
-        ys.append(odegrad.solve(singular, y0[b : b + 1], ts, (rate,), stepsize=PID).ys)
+        ys.append(odegrad.solve(singular, y0[b : b + 1], ts, (rate,), stepsize=PID, land=True).ys)
     expected = torch.autograd.grad(loss(torch.cat(ys, 1)), inputs)
     assert relative(list(found), list(expected)) < 1e-12
     assert found[0][1] == 0.0
@@ -786,7 +787,7 @@ def test_rejected_steps_are_those_that_each_sample_rejects_alone(checkpoints):
     alone = [
         odegrad.solve(
             lambda t, y, mu: rejecting(t.reshape(1), y, mu), case.y0[b : b + 1], case.ts,
-            (case.mu[b : b + 1],), **options,
+            (case.mu[b : b + 1],), land=True, **options,
         )
         for b in rows
     ]  # fmt: skip

@@ -143,7 +143,7 @@ def assemble(
         n = len(leaves)
         monitor = Monitor(ends.times, lambda x: structure.unflatten(x[:n]), callback, progress)
     eps = torch.finfo(times_tensor.dtype).eps
-    read = _is_read(land, ends, scheme, stepsize, gradient, field, loss_at is not None, compile)
+    read = _is_read(land, ends, scheme, stepsize, gradient, field, loss_at is not None)
     run = Run(
         field,
         scheme,
@@ -173,21 +173,19 @@ def _is_read(
     gradient: Gradient,
     field: VectorField,
     streamed: bool,
-    compile: bool,
 ) -> bool:
     """Whether the times inside are read off dense output, rather than stepped onto.
 
     Raises:
         InvalidTypeError: If `land` is neither a bool nor None.
         InvalidValueError: If it asks for what is not possible.
-        NotCompilable: If compiled steps would have to be read inside.
     """
     if land is not None and not isinstance(land, bool):
         raise InvalidTypeError(f"land must be True, False or None, received {land!r}")
     if land or len(ends.least) == len(ends.times) or ends.times[0] == ends.times[-1]:
         return False
     replayed = isinstance(stepsize, Grid) and len(stepsize.segments) == len(ends.least) - 1
-    if land is None and not replayed:
+    if land is None and not (replayed or isinstance(stepsize, AdaptiveStepSize)):
         return False
     reason = None
     if not isinstance(gradient, Discrete | Mismatched | Tangent | Tape):
@@ -196,13 +194,9 @@ def _is_read(
         reason = "loss_at needs a state at every time"
     elif not scheme.reads_slopes and (field.stochastic or field.changes_buffers):
         reason = f"{scheme} evaluates f to read a state, and f draws random numbers or has buffers"
-    if compile and land is False:
-        from odegrad.compiled import NotCompilable
-
-        raise NotCompilable("compiled steps land on every time, and land=False was asked for")
     if reason is not None and land is False:
         raise InvalidValueError(f"land=False is not possible here: {reason}. Leave land out")
-    return reason is None and not compile
+    return reason is None
 
 
 def _under(transform: str, gradient: Gradient, compile: bool) -> Gradient:

@@ -89,8 +89,8 @@ class Solution:
         grid: The accepted steps; ``stepsize=sol.grid`` replays them exactly. It may be empty if the solve
             failed. With events it has the steps of each stretch between jumps, and is replayed with the
             same events.
-        landings: The times that steps had to end at: `ts`, and the breakpoints between. The times of all
-            steps are ``grid.times(landings)``.
+        landings: The times that steps had to end at: the first and the last, breakpoints between, and
+            all of `ts` if they were stepped onto. The times of all steps are ``grid.times(landings)``.
         running: ∫ ℓ dt from ts[0] to each time of `ts` if a running cost was given, else None. With
             `loss_at`, that to ts[-1] alone.
         loss: Σ_j loss_at(j, y(ts[j])), a 0-dim tensor, if `loss_at` was given, else None.

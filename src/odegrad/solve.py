@@ -60,9 +60,9 @@ def solve(
     times) ↦ ys computed by the accepted steps, each interior grid time held at its fixed fraction of
     its segment. The step-size controller and rejected attempts carry no derivative.
 
-    Every time in `ts` is stepped onto, unless `land` is False: then times between the first and the last
-    are read off the dense output of the steps they lie in, so that asking for more outputs does not
-    change the steps. Times may descend, and neighbours may be equal.
+    Adaptive steps end at the last time; those between are read off the dense output of the steps that
+    they lie in, so that asking for more outputs does not change the steps. Fixed steps end at every
+    time; `land` says otherwise. Times may descend, and neighbours may be equal.
 
     Inside of torch.compile and torch.export a solve with `Steps(n)`, and without a memory budget,
     streamed losses, breakpoints or a multistep scheme, is traced as n steps per interval: no graph
@@ -110,10 +110,12 @@ def solve(
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
             declare theirs by themselves.
         land: Whether steps end at every time (True), or only at the first, the last, and breakpoints, the
-            others being read off the scheme's dense output (False; not with `compile`, `loss_at`, and
-            gradient modes that start anew at every time). None is True, but for a `grid` that was
-            recorded otherwise. The derivative with respect to a time that is read is the slope of the
-            dense output.
+            others being read off the scheme's dense output (False). None is False for adaptive steps,
+            and True for `Steps` and `Fixed`; a `grid` is replayed as it was recorded. Where False is
+            not possible, None is True: with `loss_at`, with gradient modes that start anew at every
+            time (`Backsolve`, `Quadrature`), and if reading evaluates f (with RKF45, CashKarp, Dopri8,
+            Reversible and multistep schemes) and f draws random numbers or changes buffers.
+            The derivative with respect to a time that is read is the slope of the dense output.
         batch: 0 gives each sample, an index along dimension 0 of every leaf of y0, steps of its own, as
             if it were solved alone: its own sizes, rejections, times (ts of shape [T], or [B, T]) and
             status. f is still called with all samples, once for all of them, and t has shape [B] then.
@@ -123,9 +125,10 @@ def solve(
             with `on_failure` not "raise", its ys are NaN (or what was reached), its rows of the gradient
             are NaN, and so are those of what it shares with others, if the loss depends on its ys; if
             not, it has no share in the gradient. Where f raises `RejectStep`, halves of the samples are
-            tried, to find those that are meant (on a fixed grid all fail). Goes with `Discrete` and
-            `Tape`; not with `loss_at`, `breakpoints`, ``land=False``, multistep schemes or a memory
-            budget; `compile` has no effect. A `running` cost returns shape [B].
+            tried, to find those that are meant (on a fixed grid all fail). Samples step onto each of
+            their times, whatever the steps. Goes with `Discrete` and `Tape`; not with `loss_at`,
+            `breakpoints`, ``land=False``, multistep schemes or a memory budget; `compile` has no effect.
+            A `running` cost returns shape [B].
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of

@@ -7,8 +7,8 @@ it may be (inf: for information). Adaptive solves end where torchdiffeq's own st
 not interpolate: then both take the same steps, up to rounding errors of the error estimate, which the
 control passes on to the sizes. Three differences are meant:
 
-- Between the ends of its steps torchdiffeq interpolates, and it goes beyond the last time; here every
-  time is stepped onto.
+- torchdiffeq goes beyond the last time and interpolates; here the last step ends there. Between, both
+  interpolate: dopri5 by the same polynomial.
 - With adaptive steps, moving an end time moves all times of steps between here, none there.
 - The first step of torchdiffeq carries a derivative, unless it is given.
 
@@ -116,6 +116,9 @@ def adaptive(theirs) -> Iterator[Row]:
             yield from compared(theirs, f"{name}, first_step", bounds, net, y0, t, **given)
             t = times(0.0, step_ends(theirs, y0, 2.0, net, **settings)[-2])
             yield from compared(theirs, name, (exact, near, math.inf), net, y0, t, **settings)
+            if method == "dopri5":
+                t = times(0.0, 0.31, 0.32, 1.1, step_ends(theirs, y0, 2.0, net, **given)[-2])
+                yield from compared(theirs, f"{name}, inside", bounds, net, y0, t, **given)
             t = times(0.0, 0.31, 1.7)
             yield from compared(theirs, f"{name}, between", (math.inf,) * 3, net, y0, t, **settings)
 

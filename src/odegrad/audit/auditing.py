@@ -53,8 +53,9 @@ def audit(
 ) -> Audit:
     """Checks whether the gradient of this solve is the gradient of the loss that it computes.
 
-    Nothing of the user's is changed: not parameters nor their ``grad``, random generators, buffers,
-    training modes. The checks, each on the accepted steps:
+    Steps end at all of `ts`, as with ``land=True``, since some gradient modes start anew there. Nothing
+    of the user's is changed: not parameters nor their ``grad``, random generators, buffers, training
+    modes. The checks, each on the accepted steps:
 
     * duality: the gradient is the transpose of the steps' tangent, without any step parameter;
     * taylor: the loss follows the gradient, with a remainder that falls quadratically;

@@ -14,7 +14,8 @@ from torch.utils._device import DeviceContext
 from odegrad.capture import unread
 from odegrad.compiled.capture import CapturedFunction, capture_function
 from odegrad.compiled.inductor import compiler_obstacle, current_backend
-from odegrad.compiled.programs import CHUNK_BYTES, Programs
+from odegrad.compiled.programs import Programs
+from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField
 from odegrad.scan import global_names

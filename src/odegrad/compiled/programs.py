@@ -7,33 +7,22 @@ most `Programs.rows` steps; Python hands it buffers with one row per step.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from odegrad.compiled.controller import March, attempt
-from odegrad.compiled.inductor import Backend, current_backend, using_backend
 from odegrad.compiled.loop import Loop, Sizes, build
 from odegrad.compiled.pullback import Pullback, trace_pullback
-from odegrad.compiled.tracing import LOCK, Fakes, device_of
-from odegrad.errors import OdegradWarning
-from odegrad.field import VectorField
-from odegrad.schemes.base import Scheme, Step
-from odegrad.state import Leaves, nbytes, wide
+from odegrad.compiled.shapes import Shapes
+from odegrad.schemes.base import Step
+from odegrad.state import Leaves
 from odegrad.stepsize.pid import CONSTANTS
 
-__all__ = ["CHUNK_BYTES", "Programs", "Transposed"]
-
-_MOST_ROWS = 128
-"""Longer chunks gain nothing: a chunk costs about as much as a step."""
-CHUNK_BYTES = 32 << 20
-_SCRATCH_BYTES = 4 << 20
-"""What the backward sweep writes and reads again at once should stay in a cache."""
+__all__ = ["Programs", "Transposed"]
 
 
 Norm: TypeAlias = Callable[[Leaves], Tensor]
@@ -48,132 +37,71 @@ class Transposed:
     rows: int
 
 
-def _chunk(most_bytes: int, like: Sequence[Tensor]) -> int:
-    """How many rows like these to put into a chunk."""
-    return max(1, min(_MOST_ROWS, most_bytes // max(1, nbytes(like))))
-
-
 def _kept(pull: Pullback | None) -> int | None:
     """What decides over the forward sweep: nothing unless it keeps something."""
     return id(pull) if pull is not None and pull.kept else None
 
 
-class Programs:
-    """Programs for one vector field, scheme, and shape of state.
+class Programs(Shapes):
+    """Programs for one vector field, scheme, and shape of state; see `Shapes`."""
 
-    Arguments:
-        field: Makes the vector field, a pure function of (t, y, p), for tensors like y and p.
-        scheme: The scheme.
-        y: A state, with its quadratures.
-        n_state: How many leaves f reads.
-        p: The tensors that f reads.
-        chunk_bytes: The most bytes that a chunk of steps fills in the forward sweep.
+    def step_evaluations(self, read: bool) -> int:
+        """Evaluations of f per step, once a march was made."""
+        return self._evaluations[read]
 
-    Attributes:
-        n_read: How many tensors f reads.
-        device: Where the numbers of the time stepping are: that of the state's first leaf.
-        step_evaluations: Evaluations of f per step, once a march was made.
-        announce: Entered while something is being compiled.
-    """
-
-    def __init__(
-        self,
-        field: Callable[[Leaves, Leaves], VectorField],
-        scheme: Scheme,
-        y: Leaves,
-        n_state: int,
-        p: Leaves,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        self.scheme, self.chunk_bytes = scheme, chunk_bytes
-        self._backend: Backend = current_backend()
-        self._fakes = Fakes()
-        self._y, self._p = self._fakes.like(y), self._fakes.like(p)
-        self.n_read = len(p)
-        # On stand-ins, so that nothing of the solve that made it is held.
-        self._field = field(tuple(self._y[:n_state]), tuple(self._p))
-        self.device = y[0].device
-        self._made: dict[Any, Any] = {}
-        self._told = False
-        self.announce: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._time = self._fakes.empty((), torch.float64, self.device)
-        self._carry = self._trace_init()
-        self.step_evaluations = 0
-
-    def _trace_init(self) -> list[Tensor]:
-        with self._fakes.mode, torch.no_grad(), self._autocast():
-            carry = self.scheme.init(self._field, self._time, tuple(self._y), tuple(self._p))
-        return self._fakes.like(carry)
-
-    def new_carry(self) -> Leaves:
-        """A cotangent of the carry that is zero."""
-        return tuple(torch.zeros(x.shape, dtype=x.dtype, device=device_of(x)) for x in self._carry)
-
-    def rows(self, pull: Pullback | None) -> int:
-        """The most steps in a chunk of the forward sweep."""
-        kept = pull.kept if pull else ()
-        # Of states alone fewer bytes gain as much: what they are for is not made at once.
-        most = self.chunk_bytes if kept else self.chunk_bytes // 8
-        return _chunk(most, [*self._y, *self._carry, *kept])
-
-    def pulled_rows(self, pull: Pullback) -> int:
-        """The most steps in a chunk of the backward sweep."""
-        return (
-            min(self.rows(pull), _chunk(min(_SCRATCH_BYTES, self.chunk_bytes), pull.rows))
-            if pull.rows
-            else self.rows(pull)
-        )
-
-    def _rows(self, like: Sequence[Tensor], n: int) -> list[Tensor]:
-        return [self._fakes.empty((n, *x.shape), x.dtype, x.device) for x in like]
-
-    def _times(self, n: int) -> list[Tensor]:
-        return [self._fakes.empty((n,), torch.float64, self.device) for _ in range(2)]
-
-    def _count(self) -> Tensor:
-        return self._fakes.empty((), torch.int64, self.device)
-
-    # The programs.
-
-    def march(self, pull: Pullback | None) -> Loop:
+    def march(self, pull: Pullback | None, read: bool = False) -> Loop:
         """A loop over given steps.
 
-        (i, *y, *carry | t, dt rows | *y, *carry, *kept rows | n, *p) ↦ the same at i = n.
+        (i, *y, *carry | t, dt rows | *y, *carry, *kept, *inside if read, rows | n, *p) ↦ the same at
+        i = n.
 
         Arguments:
             pull: Says what to keep for the transposes; None keeps states only.
+            read: Whether states inside of the steps are to be read.
         """
-        return self._make(("march", _kept(pull)), lambda: self._march(pull))
+        return self._make(("march", _kept(pull), read), lambda: self._march(pull, read))
 
-    def _march(self, pull: Pullback | None) -> Loop:
+    def _read(
+        self, t: Tensor, dt: Tensor, y: Leaves, step: Step, p: Leaves, read: bool
+    ) -> list[Tensor]:
+        if not read:
+            return []
+        return self.reading.values(self.scheme, self._field, t, dt, y, step, p)
+
+    def _march(self, pull: Pullback | None, read: bool) -> Loop:
         n_y, n_s = len(self._y), len(self._y) + len(self._carry)
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:
             state, (t, dt, _, *p) = given[:n_s], given[n_s:]
             step = self.scheme.step(self._field, t, dt, state[:n_y], state[n_y:], tuple(p))
             kept = () if pull is None else pull.forward(t, dt, *state, *p)
-            return [i + 1, *step.y, *step.carry, *state, *kept]
+            inside = self._read(t, dt, state[:n_y], step, tuple(p), read)
+            return [i + 1, *step.y, *step.carry, *state, *kept, *inside]
 
         def more(i: Tensor, *given: Tensor) -> Tensor:
             return i < given[n_s]
 
         state, rows = [*self._y, *self._carry], self.rows(pull)
-        written = self._rows([*state, *(pull.kept if pull else ())], rows)
+        inside = self._inside if read else []
+        written = self._rows([*state, *(pull.kept if pull else ()), *inside], rows)
         examples = [self._count(), *state, *self._times(rows), *written, self._count(), *self._p]
         sizes = Sizes(carried=1 + n_s, reads=2, writes=len(written))
-        return self._loop(body, more, sizes, examples)
+        return self._counted(body, more, sizes, examples, read)
 
-    def adaptive_march(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:
+    def adaptive_march(
+        self, norm: Norm | None, n_times: int, pull: Pullback | None, read: bool = False
+    ) -> Loop:
         """A loop over attempted steps.
 
-        (*march, *y, *carry | | *y, *carry, *kept, fraction, segment rows | times, constants, limit,
-        segments, *p) ↦ the march, state and carry when the chunk is full, the walk through, or stuck.
+        (*march, *y, *carry | | *y, *carry, *kept, *inside if read, fraction, segment rows | times,
+        constants, limit, segments, *p) ↦ the march, state and carry when the chunk is full, the walk
+        through, or stuck.
         """
         # A norm depends on nothing but its argument, and is known by its code.
-        key = ("adaptive", getattr(norm, "__code__", None), n_times, _kept(pull))
-        return self._make(key, lambda: self._adaptive(norm, n_times, pull))
+        key = ("adaptive", getattr(norm, "__code__", None), n_times, _kept(pull), read)
+        return self._make(key, lambda: self._adaptive(norm, n_times, pull, read))
 
-    def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None) -> Loop:
+    def _adaptive(self, norm: Norm | None, n_times: int, pull: Pullback | None, read: bool) -> Loop:
         n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
         n_state, order, rows = self._field.n_state, self.scheme.error_order, self.rows(pull)
         assert order is not None
@@ -187,7 +115,9 @@ class Programs:
 
             def take(t: Tensor, dt: Tensor) -> Step:
                 kept[:] = () if pull is None else pull.forward(t, dt, *state, *p)
-                return self.scheme.step(self._field, t, dt, y, carry, tuple(p))
+                step = self.scheme.step(self._field, t, dt, y, carry, tuple(p))
+                kept.extend(self._read(t, dt, y, step, tuple(p), read))
+                return step
 
             found = attempt(take, march, y, carry, times, vector, limit, order, n_state, norm)
             written = [*state, *kept, found.following, march.segment]
@@ -201,19 +131,22 @@ class Programs:
         march = fakes.like(March.start(torch.ones((), dtype=torch.float64, device=self.device)))
         times = fakes.empty((n_times,), torch.float64, self.device)
         vector = fakes.empty((len(CONSTANTS),), torch.float64, self.device)
-        kept = pull.kept if pull else ()
+        kept = [*(pull.kept if pull else ()), *(self._inside if read else ())]
         written = self._rows([*state, *kept, self._time, self._count()], rows)
         stable = [times, vector, self._count(), self._count(), *self._p]
         sizes = Sizes(carried=n_m + n_s, reads=0, writes=len(written))
-        return self._loop(body, more, sizes, [*march, *state, *written, *stable])
+        return self._counted(body, more, sizes, [*march, *state, *written, *stable], read)
 
-    def pullback(self, wanted: tuple[bool, ...], timed: bool, keeps: bool) -> Pullback:
+    def pullback(
+        self, wanted: tuple[bool, ...], timed: bool, keeps: bool, read: bool = False
+    ) -> Pullback:
         """The transpose of a step as a graph.
 
         Arguments:
             wanted: Which of p need a cotangent.
             timed: Whether t and dt do.
             keeps: Whether the forward sweep keeps what it needs.
+            read: Whether states inside of the step were read.
 
         Raises:
             NotCompilable: If the step cannot be differentiated as a graph.
@@ -221,37 +154,34 @@ class Programs:
 
         def make() -> Pullback:
             args = (self._fakes, self._field, self.scheme, self._y, self._carry, self._p)
-            return trace_pullback(*args, wanted, timed, keeps)
+            return trace_pullback(*args, wanted, timed, keeps, self.reading if read else None)
 
-        return self._make(("pullback", wanted, timed, keeps), make)
+        return self._make(("pullback", wanted, timed, keeps, read), make)
 
     def transposed(self, pull: Pullback, labelled: bool) -> Transposed:
         """The loop over transposed steps, from the last to the first.
 
-        (i, *grad_y, *grad_carry, *sums | t, dt, *y, *carry, *kept, *labels if labelled, rows |
-        grad_t, grad_dt rows if timed, *deferred rows | *p) ↦ the same at i = −1.
+        (i, *grad_y, *grad_carry, *sums | t, dt, *y, *carry, *kept, *grad_inside if read, *labels if
+        labelled, rows | grad_t, grad_dt, *inside if read, rows if timed, *deferred rows | *p) ↦ the
+        same at i = −1.
         """
         key = ("transposed", id(pull), labelled)
         return self._make(key, lambda: self._transposed(pull, labelled))
 
-    def _sums(self, pull: Pullback) -> list[Tensor]:
-        """Stand-ins for the sums of terms: in single precision at least."""
-        with self._fakes.mode:
-            return [wide(self._p[i]) for i in pull.summed]
-
     def _transposed(self, pull: Pullback, labelled: bool) -> Transposed:
         state, n_y = [*self._y, *self._carry], len(self._y)
         sums, n_p, n_k = self._sums(pull), len(self._p), len(pull.kept)
-        n_s, n_g, n_t = len(state), len(sums), 2 if pull.timed else 0
+        n_s, n_g, n_t, n_i = len(state), len(sums), pull.n_timed, len(pull.inside)
 
         def body(i: Tensor, *given: Tensor) -> list[Tensor]:
             grads, totals, rest = given[:n_s], given[n_s : n_s + n_g], given[n_s + n_g :]
             t, dt, *more = rest
             at, kept, more = more[:n_s], more[n_s : n_s + n_k], more[n_s + n_k :]
+            inside, more = more[:n_i], more[n_i:]
             labels, p = more[: len(more) - n_p], more[len(more) - n_p :]
             if labelled:
                 grads = (*(a + b for a, b in zip(grads, labels, strict=False)), *grads[n_y:])
-            found = pull.graph(t, dt, *at, *p, *kept, *grads)
+            found = pull.graph(t, dt, *at, *p, *kept, *grads, *inside)
             times, found = found[:n_t], found[n_t:]
             pulled, terms, rows = found[:n_s], found[n_s : n_s + n_g], found[n_s + n_g :]
             totals = [a + b for a, b in zip(totals, terms, strict=True)]
@@ -263,40 +193,26 @@ class Programs:
 
         rows = self.pulled_rows(pull)
         labels = self._y if labelled else []
-        reads = [*self._times(rows), *self._rows([*state, *pull.kept, *labels], rows)]
-        writes = self._rows([*([self._time] * n_t), *pull.rows], rows)
+        read = [*state, *pull.kept, *pull.inside, *labels]
+        reads = [*self._times(rows), *self._rows(read, rows)]
+        times = [self._time, self._time, *(self._inside if pull.inside else ())]
+        writes = self._rows([*times[:n_t], *pull.rows], rows)
         examples = [self._count(), *state, *sums, *reads, *writes, *self._p]
         sizes = Sizes(carried=1 + n_s + n_g, reads=len(reads), writes=len(writes))
-        return Transposed(self._loop(body, goes_on, sizes, examples), pull, rows)
+        loop = build(self._fakes, body, goes_on, sizes, examples, self._tell)
+        return Transposed(loop, pull, rows)
 
-    # How they are made.
-
-    def _make(self, key: Any, make: Callable[[], Any]) -> Any:
-        with LOCK:
-            if key not in self._made:
-                with self.announce(), using_backend(self._backend), self._autocast():
-                    self._made[key] = make()
-            return self._made[key]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        """The autocast state in which f was captured, whatever it is now."""
-        kind, dtype, enabled = self._field.autocast
-        return torch.autocast(kind, dtype, enabled)
-
-    def _tell(self, message: str) -> None:
-        """Warns, once, that something is not compiled."""
-        if not self._told:
-            self._told = True
-            warnings.warn(f"compile=True helps less than it could: {message}", OdegradWarning, 2)
-
-    def _loop(
+    def _counted(
         self,
         body: Callable[..., Sequence[Tensor]],
         more: Callable[..., Tensor],
         sizes: Sizes,
         examples: list[Tensor],
+        read: bool,
     ) -> Loop:
+        """A march; how often it evaluates f is noted."""
         before = self._field.evaluations
         loop = build(self._fakes, body, more, sizes, examples, self._tell)
-        self.step_evaluations = max(self.step_evaluations, self._field.evaluations - before)
+        found = self._field.evaluations - before
+        self._evaluations[read] = max(self._evaluations.get(read, 0), found)
         return loop

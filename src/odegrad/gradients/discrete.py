@@ -209,7 +209,8 @@ def _rehearsal(
             return 1
         if keep is not Keep.GRAPH:
             return programs.rows(None)
-        return programs.rows(programs.pullback(wanted[: programs.n_read], wanted[-1], True))
+        read = run.stops is not None
+        return programs.rows(programs.pullback(wanted[: programs.n_read], wanted[-1], True, read))
 
     def sweeps(
         run: Run,
@@ -235,6 +236,7 @@ def _rehearsal(
     whose, function = owner(run.field.function), run.field.key
     if programs is not None:
         whose, function = programs, None  # they were made for one f
-    key = (run.scheme, shapes, wanted, len(run.times) > 2, function, loss, retained)
+    inner = len(run.times) > 2, run.stops is not None
+    key = (run.scheme, shapes, wanted, inner, function, loss, retained)
     known = results_of(whose)
     return Rehearsal(run, y0, p, ts, wanted, sweeps, chunk, known, key, retained, budget)

@@ -93,7 +93,8 @@ def compiled_rule(
     keeps = _keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
-    pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps)
+    read = run.stops is not None
+    pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps, read)
     checkpoints = in_chunks(checkpoints, programs.rows(pull))
     loss = run.loss
 
@@ -113,7 +114,7 @@ def compiled_rule(
         # What was kept is for all that may need a gradient; else only what does is computed.
         used, needs = pull, given.needs
         if not keeps:
-            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
+            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps, read)
         landings = landing_times(given.ts).detach() if used.timed else None
         y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
         return compiled.backward(

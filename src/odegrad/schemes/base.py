@@ -26,7 +26,7 @@ from torch import Tensor
 from odegrad.errors import GradientUnavailableError
 from odegrad.field import VectorField
 from odegrad.reach import check_reachable
-from odegrad.schemes.dense import Read
+from odegrad.schemes.dense import Part, Read, part_of
 from odegrad.schemes.interpolant import Ends, bootstrapped
 from odegrad.state import Leaves, OptionalLeaves, Time, axpy
 
@@ -90,6 +90,11 @@ class Scheme(ABC):
         """Whether `read` evaluates f nowhere."""
         return self.order <= 2
 
+    @property
+    def read_degree(self) -> int:
+        """The degree of the polynomial that `read` evaluates."""
+        return 1 if self.order <= 2 else max(3, self.order)
+
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step."""
         del field, t, y, p
@@ -130,7 +135,7 @@ class Scheme(ABC):
         y: Leaves,
         step: Step,
         p: Leaves,
-        times: Sequence[Time],
+        times: Sequence[Time | Part],
     ) -> list[Leaves]:
         """The state at times inside a step, differentiable by autograd in every argument.
 
@@ -144,14 +149,14 @@ class Scheme(ABC):
             y: The state at t.
             step: What `step` returned.
             p: Parameters.
-            times: The times.
+            times: The times, or parts of the step.
         """  # fmt: skip
         if self.order <= 2:
             chord = tuple(b - a for a, b in zip(y, step.y, strict=True))
-            return [axpy(y, 1.0, ((time - t) / dt,), (chord,)) for time in times]
+            return [axpy(y, 1.0, (part_of(time, t, dt),), (chord,)) for time in times]
         slopes = field(t, y, p), field(t + dt, step.y, p)
         curve = bootstrapped(field, p, Ends(t, dt, y, step.y, *slopes), self.order)
-        return [curve((time - t) / dt) for time in times]
+        return [curve(part_of(time, t, dt)) for time in times]
 
     def unstep(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
@@ -247,7 +252,7 @@ def pulled_by_graph(
         step = scheme.advance(field, t, dt, y_, carry_, p)
         if step.dense:  # the slopes; the first one is the carry, if there is one
             field.note_graph(step.dense[bool(carry) :])
-        at = [_leaf(r.t) for r in reads]
+        at = [r.t if isinstance(r.t, Part) else _leaf(r.t) for r in reads]
         inside = scheme.read(field, t, dt, y_, step, p, at) if reads else []
     outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
     for values, r in zip(inside, reads, strict=True):
@@ -287,7 +292,7 @@ def _leaves(x: Leaves) -> Leaves:
 def _pull(
     outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
-    times: list[Time],
+    times: Sequence[Time | Part],
     y: Leaves,
     p: Leaves,
 ) -> _Pulled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,20 +11,36 @@ from torch import Tensor
 from odegrad.schemes.interpolant import Interpolant
 from odegrad.state import Leaves, OptionalLeaves, Time, add, align, axpy, inner
 
-__all__ = ["DenseTranspose", "Read"]
+__all__ = ["DenseTranspose", "Part", "Read", "part_of"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A time inside a step that is given as a part of it, t + x h, and moves with its ends.
+
+    Arguments:
+        x: The part, from 0 to 1.
+    """
+
+    x: float
+
+
+def part_of(time: Time | Part, t: Time, dt: Time) -> Time:
+    """x = (time − t) / h."""
+    return time.x if isinstance(time, Part) else (time - t) / dt
 
 
 class Read:
     """A time inside a step at which the state is wanted, and the cotangent of that state.
 
     Attributes:
-        t: The time.
+        t: The time, or the part of the step.
         grad: The cotangent, leaf by leaf; None is zero.
     """
 
     __slots__ = ("grad", "t")
 
-    def __init__(self, t: Time, grad: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, t: Time | Part, grad: tuple[Tensor | None, ...]) -> None:
         self.t, self.grad = t, grad
 
 
@@ -40,7 +57,7 @@ class DenseTranspose:
         self, interpolant: Interpolant | None, t: Time, dt: Time, reads: Sequence[Read]
     ) -> None:
         self._dt, self._reads = dt, reads
-        self._at: list[Time] = [(r.t - t) / dt for r in reads]
+        self._at: list[Time] = [part_of(r.t, t, dt) for r in reads]
         self._interpolant = interpolant
 
     def slopes(self, stages: int) -> list[OptionalLeaves | None]:
@@ -67,16 +84,16 @@ class DenseTranspose:
         found: list[Tensor | None] = []
         for x, r in zip(self._at, self._reads, strict=True):
             assert self._interpolant is not None
-            if grad_t is None or grad_dt is None or not isinstance(r.t, Tensor):
-                found.append(None)
+            found.append(None)
+            if grad_t is None or grad_dt is None or not isinstance(r.t, Tensor | Part):
                 continue
             weights, rates = self._interpolant.weights(x), self._interpolant.slopes(x)
             zero = tuple(torch.zeros_like(k) for k in slopes[0])
             mean = axpy(zero, 1.0, weights, slopes)
-            rate = inner(axpy(zero, 1.0, rates, slopes), r.grad, grad_dt)
-            found.append(rate)
-            grad_t = grad_t - rate
-            grad_dt = grad_dt + inner(mean, r.grad, grad_dt) - x * rate
+            grad_dt = grad_dt + inner(mean, r.grad, grad_dt)
+            if isinstance(r.t, Tensor):
+                found[-1] = rate = inner(axpy(zero, 1.0, rates, slopes), r.grad, grad_dt)
+                grad_t, grad_dt = grad_t - rate, grad_dt - x * rate
         return grad_t, grad_dt, tuple(found)
 
 

@@ -39,7 +39,7 @@ from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad, pulled_by_graph
 from odegrad.schemes.columns import Columns, suits
-from odegrad.schemes.dense import DenseTranspose, Read
+from odegrad.schemes.dense import DenseTranspose, Part, Read, part_of
 from odegrad.schemes.interpolant import (
     Ends,
     Interpolant,
@@ -94,6 +94,13 @@ class ExplicitRungeKutta(Scheme):
     def reads_slopes(self) -> bool:
         """Whether there is an interpolant that needs nothing but the slopes."""
         return self.interpolant is not None
+
+    @property
+    def read_degree(self) -> int:
+        """That of the interpolant, or of the bootstrapped one."""
+        if self.interpolant is not None:
+            return max(map(len, self.interpolant.beta))
+        return 7 if self.order > 5 and not self.tableau.fsal else max(3, self.order)
 
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The first slope f(t, y), if the scheme has the first-same-as-last property."""
@@ -194,10 +201,10 @@ class ExplicitRungeKutta(Scheme):
         y: Leaves,
         step: Step,
         p: Leaves,
-        times: Sequence[Time],
+        times: Sequence[Time | Part],
     ) -> list[Leaves]:
         """The state at times inside a step: the interpolant, or a bootstrapped one; see `Scheme.read`."""
-        at = [(time - t) / dt for time in times]
+        at = [part_of(time, t, dt) for time in times]
         if self.interpolant is not None:
             return [axpy(y, dt, self.interpolant.weights(x), step.dense) for x in at]
         last = step.dense[-1] if self.tableau.fsal else field(t + dt, step.y, p)

@@ -35,6 +35,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore
 
 from odegrad.errors import InvalidValueError
 from odegrad.schemes.tableau import Tableau, density, trees
@@ -238,5 +239,6 @@ def _basis(values: tuple[float, ...], slopes: tuple[float, ...]) -> tuple[tuple[
     powers = range(1, len(values) + len(slopes) + 1)
     rows = [[x**m for m in powers] for x in values]
     rows += [[m * x ** (m - 1) for m in powers] for x in slopes]
-    inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64, device="cpu"))
-    return tuple(map(tuple, inverse.T.tolist()))
+    with _disable_current_modes():  # numbers are wanted, also where a step is being traced
+        inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64, device="cpu"))
+        return tuple(map(tuple, inverse.T.tolist()))

@@ -22,7 +22,7 @@ from torch import Tensor
 from odegrad.field import VectorField
 from odegrad.linearization import Linearization
 from odegrad.schemes.base import Scheme, Step, StepGrad
-from odegrad.schemes.dense import Read
+from odegrad.schemes.dense import Part, Read
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["Restarted", "seen_by"]
@@ -56,6 +56,11 @@ class Restarted(Scheme):
         """As the base."""
         return self.base.reads_slopes
 
+    @property
+    def read_degree(self) -> int:
+        """As the base."""
+        return self.base.read_degree
+
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
@@ -73,7 +78,7 @@ class Restarted(Scheme):
         y: Leaves,
         step: Step,
         p: Leaves,
-        times: Sequence[Time],
+        times: Sequence[Time | Part],
     ) -> list[Leaves]:
         """The state inside a step, as the base reads it."""
         return self.base.read(seen_by(self, field, t, dt), t, dt, y, step, p, times)  # fmt: skip

@@ -7,7 +7,7 @@ the costate, and ∂ℓ_j/∂p, which joins the parameter gradient.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -29,6 +29,11 @@ class Sink(Protocol):
     def put(self, j: int, y: Leaves) -> None:
         """Takes in the state at landing j."""
         ...
+
+    def put_all(self, numbers: Sequence[int], ys: Leaves) -> None:
+        """Takes in the states at several landings, one row each."""
+        for r, j in enumerate(numbers):
+            self.put(j, tuple(x[r] for x in ys))
 
     def result(self) -> Leaves:
         """The outputs of the solve."""
@@ -64,7 +69,7 @@ def sink(run: Run, y: Leaves, p: Leaves, on_graph: bool) -> Sink:
     return _Stacked(len(run.times)) if on_graph else _Buffers(y, len(run.times))
 
 
-class _Buffers:
+class _Buffers(Sink):
     """States, written into one buffer per leaf."""
 
     def __init__(self, y: Leaves, count: int) -> None:
@@ -76,6 +81,12 @@ class _Buffers:
         for buffer, leaf in zip(self._buffers, y, strict=True):
             buffer[j].copy_(leaf.detach())
 
+    def put_all(self, numbers: Sequence[int], ys: Leaves) -> None:
+        self._filled = numbers[-1] + 1
+        for buffer, rows in zip(self._buffers, ys, strict=True):
+            index = torch.tensor(numbers, device=buffer.device)
+            buffer.index_copy_(0, index, rows)
+
     def result(self) -> Leaves:
         return self._buffers
 
@@ -86,7 +97,7 @@ class _Buffers:
         return self._buffers
 
 
-class _Stacked:
+class _Stacked(Sink):
     """States, stacked on the graph."""
 
     def __init__(self, count: int) -> None:
@@ -106,7 +117,7 @@ class _Stacked:
         return self.result()
 
 
-class _Losses:
+class _Losses(Sink):
     """The sum of the losses at all landing times, then the quadratures at the last one."""
 
     def __init__(self, loss: LabelLoss, run: Run, p: Leaves, on_graph: bool) -> None:

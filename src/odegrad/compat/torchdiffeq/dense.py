@@ -19,29 +19,11 @@ from odegrad.compat.torchdiffeq.options import AdaptiveOptions
 from odegrad.gradients import Tape
 from odegrad.grid import Clock
 from odegrad.solve import solve
-from odegrad.state import Leaves, axpy
-from odegrad.sweeps.steps import fixed_grid, steps
+from odegrad.state import Leaves
+from odegrad.sweeps import Run
+from odegrad.sweeps.steps import Accepted, fixed_grid, number, read, steps
 
 __all__ = ["odeint_dense"]
-
-_BETA = (
-    (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
-    (0.0, 0.0, 0.0, 0.0),
-    (
-        0.0,
-        131558114200 / 32700410799,
-        -68118460800 / 10900136933,
-        87487479700 / 32700410799,
-    ),
-    (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
-    (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
-    (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
-    (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
-)
-"""The coefficients of x, x², x³, x⁴ in β_i(x), one row per slope of Dormand and Prince's scheme.
-
-Reference: E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.
-"""
 
 
 def odeint_dense(
@@ -57,7 +39,8 @@ def odeint_dense(
 ) -> Callable[[Any], Tensor]:
     """The solution from t0 to t1 as a function of time, differentiable in everything but t0 and t1.
 
-    Between the steps it is y + h Σ β_i(x) k_i, of order 4, by the memory of backpropagation.
+    Every step is kept, with its slopes, so that a state costs no step; that is the memory of
+    backpropagation. (A call of `odegrad.solve`'s solution keeps nothing, and takes the steps again.)
 
     Arguments:
         func: As for `odeint`.
@@ -117,47 +100,31 @@ def _solved(call: Call) -> _Dense:
     run, p = problem.run, problem.p
     run.grid = fixed_grid(run, Through(nodes))
 
-    def taken() -> list[_Piece]:
+    def taken() -> list[Accepted]:
         carry = run.scheme.init(run.field, run.times[0], problem.y, p)
         clock = Clock(found.grid, run.times)
-        walk = steps(run, clock, 0, clock.n_steps, problem.y, carry, p)
-        return [_Piece(float(x.t), float(x.dt), x.y, x.step.dense) for x in walk]
+        return list(steps(run, clock, 0, clock.n_steps, problem.y, carry, p))
 
-    return _Dense(run.field.bound(p, taken))
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One step: its start, its length, the state before it and its slopes."""
-
-    t: float
-    dt: float
-    y: Leaves
-    slopes: tuple[Leaves, ...]
+    return _Dense(run, p, run.field.bound(p, taken))
 
 
 @dataclass(frozen=True)
 class _Dense:
-    """The solution, piece by piece."""
+    """The solution, step by step."""
 
-    pieces: list[_Piece]
+    run: Run
+    p: Leaves
+    taken: list[Accepted]
 
     def __call__(self, t: Any) -> Tensor:
         """The state at a time between the ends."""
         time = torch.as_tensor(t, dtype=torch.float64).reshape(())
-        number = float(time.detach())
-        first, last = self.pieces[0], self.pieces[-1]
-        end = last.t + last.dt
-        if not min(first.t, end) <= number <= max(first.t, end):
-            raise AssertedValueError(
-                f"the solution runs from {first.t} to {end}, received {number}"
-            )
-        sign = 1.0 if first.dt > 0 else -1.0
-        place = bisect_right(self.pieces, sign * number, key=lambda piece: sign * piece.t)
-        piece = self.pieces[max(0, place - 1)]
-        x = (time - piece.t) / piece.dt
-        weights = [sum(c * x ** (k + 1) for k, c in enumerate(row)) for row in _BETA]
-        total = piece.y
-        for weight, slope in zip(weights, piece.slopes, strict=True):
-            total = axpy(total, weight * piece.dt, (1.0,), (slope,))
-        return total[0]
+        first, last = self.taken[0], self.taken[-1]
+        start, end = number(first.t), number(last.t) + number(last.dt)
+        if not min(start, end) <= number(time) <= max(start, end):
+            raise AssertedValueError(f"the solution runs from {start} to {end}, received {time}")
+        sign = 1.0 if end > start else -1.0
+        place = bisect_right(self.taken, sign * number(time), key=lambda x: sign * number(x.t))
+        inside = self.taken[max(0, place - 1)]._replace(reads=((0, time),))
+        (_, y) = read(self.run, inside, self.p)[0]
+        return y[0]

@@ -177,7 +177,7 @@ def _run(call: Call, event_fn: Callable[..., Tensor] | None) -> Any:
 
 
 def _adaptive(call: Call) -> Any:
-    """A solve with adaptive steps; today each time in t is stepped onto."""
+    """A solve with adaptive steps, which times inside are read off; the last is stepped onto."""
     options = AdaptiveOptions.read(
         call.options, call.method, call.rtol, call.atol, call.packed, call.t
     )

@@ -29,6 +29,7 @@ from odegrad.sweeps.compiled.chunks import (
     watched,
     zeros,
 )
+from odegrad.sweeps.compiled.reads import Reads
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import direct
@@ -99,7 +100,7 @@ class _Backward:
         self.direct = direct(run, p, grads, self.total)
         self.below = kept.end  # the state after the step whose turn it is, if the labels need it
         times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
-        self.times, self.ticks = times, Ticks(run.accepted_grid, times)
+        self.times, self.ticks = times, Ticks(run.accepted_grid, times, run.stops)
         self.current = kept.current()
         carry = programs.new_carry()
         self.grads: Leaves = (*map(zeros, y0), *carry)
@@ -113,6 +114,7 @@ class _Backward:
             for _ in range(2 * self.timed)
         ]
         self.labels: Leaves = ()
+        self.reads = Reads(programs, pull, y0, grads, self.size)
 
     def advance(self, start: int, stop: int, keep: Keep | None) -> None:
         """Takes steps again."""
@@ -179,14 +181,19 @@ class _Backward:
                 _put_labels(self.labels, i - 1 - start, self.direct.at(j, after))
             else:
                 self._inject(j, after)
+        read = self.ticks.inside(start, stop) if pull.inside else None
+        if read is not None:
+            self.reads.put(read)
         found = program.loop(
             number(n - 1, self.device),
             *self.grads,
             *self.sums,
             *(t, dt),
             *rows,
+            *self.reads.grads,
             *(self.labels if labelled else ()),
             *self.grad_steps,
+            *self.reads.values,
             *self.written.kinds,
             *self.data,
             count=n,
@@ -197,12 +204,14 @@ class _Backward:
             self._accumulate(term.p, term.collect(self.written, rows[n_s:], n, self.p[term.p]))
         if self.timed:
             grad_t, grad_dt = (x[:n].to(self.times.device) for x in self.grad_steps)
+            if read is not None:
+                steps = dt[:n].to(grad_t), grad_t, grad_dt
+                self.reads.times_vjp(read, rows, *steps, self.grad_times)
             self.ticks.step_vjp(start, grad_t, grad_dt, self.grad_times)
         run.field.evaluations += n * pull.evaluations
         run.field.transposes += n * pull.vjps
-        if labelled:
-            for buffer in self.labels:
-                buffer.zero_()
+        for buffer in (*(self.labels if labelled else ()), *(self.reads.grads if read else ())):
+            buffer.zero_()
         if self.direct.needs_states:
             self.below = tuple(x.clone() for x in self._state(rows, 0))
         if run.monitor is not None:

@@ -70,8 +70,11 @@ def take_steps(
     state: Leaves,
     rows: Leaves,
     p: Leaves,
+    inside: Leaves = (),
 ) -> Leaves:
     """Takes n steps of a known grid; their states (and what `pull` keeps) are in the rows.
+
+    What states inside of the steps are read from is in the rows of `inside`, if it is given.
 
     Returns:
         State and carry after them.
@@ -79,7 +82,8 @@ def take_steps(
     size, device = len(rows[0]), programs.device
     t, dt = (padded(x, size, device) for x in ticks.step(start, start + n))
     zero, count = number(0, device), number(n, device)
-    loop = programs.march(pull)
-    found = loop(zero, *state, t, dt, *rows, count, *p, count=n)
-    run.field.evaluations += n * programs.step_evaluations
+    read = bool(inside)
+    loop = programs.march(pull, read)
+    found = loop(zero, *state, t, dt, *rows, *inside, count, *p, count=n)
+    run.field.evaluations += n * programs.step_evaluations(read)
     return tuple(found[1:])
