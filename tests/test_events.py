@@ -28,7 +28,6 @@ from odegrad import (
 )
 from odegrad.events.curve import Curve, Span, points
 from odegrad.schemes import SCHEMES
-from odegrad.schemes.base import Step
 
 F64 = torch.float64
 PAGE = Path(__file__).parent.parent / "docs" / "events.md"
@@ -266,25 +265,58 @@ def test_against_complex_step(gradient: Any) -> None:
     assert val((jacobian - exact).abs().max()) <= 1e-12
 
 
+def along(value: Tensor, w: Tensor, u: Tensor, orders: int) -> list[Tensor]:
+    """The gradient of value, of its derivative along u, of the second derivative along u, …"""
+    found: list[Tensor] = []
+    for _ in range(orders):
+        (g,) = torch.autograd.grad(value, w, create_graph=True)
+        found.append(g.detach())
+        value = (g * u).sum()
+    return found
+
+
 @pytest.mark.parametrize("gradient", [Discrete(), Tape()])
-def test_second_and_third_derivatives(gradient: Any) -> None:
-    """Against plain autograd through Newton's iteration in the replay."""
+def test_higher_derivatives(gradient: Any) -> None:
+    """To the fourth, against plain autograd through Newton's iteration in the replay."""
     weights = torch.linspace(0.5, 1.5, 5, dtype=F64)
     u = torch.linspace(-1.0, 0.7, len(W), dtype=F64)
-
-    def derivatives(function: Any) -> list[Tensor]:
-        w = W.clone().requires_grad_()
-        value, found = (function(w) * weights).sum(), []
-        for _ in range(3):
-            (g,) = torch.autograd.grad(value, w, create_graph=True)
-            found.append(g.detach())
-            value = (g * u).sum()
-        return found
-
-    expected = derivatives(lambda w: replay(w, 6, newton=8))
-    found = derivatives(lambda w: solved_as_replayed(w, 6, gradient))
+    w = W.clone().requires_grad_()
+    expected = along((replay(w, 6, newton=8) * weights).sum(), w, u, 4)
+    found = along((solved_as_replayed(w, 6, gradient) * weights).sum(), w, u, 4)
     for a, b in zip(found, expected, strict=True):
         assert relative([a], [b]) <= 1e-11
+
+
+@pytest.mark.parametrize("gradient", [Discrete(), Tape()])
+def test_fifth_derivatives_against_a_closed_form(gradient: Any) -> None:
+    """Of the second bounce, in all that it depends on; what g reads is in a module, captured, in args."""
+    w = torch.tensor([1.3, 0.4, 9.81, 0.1, 0.8], dtype=F64, requires_grad=True)
+    u = torch.linspace(0.3, -0.2, 5, dtype=F64)
+    level, made = nn.Linear(1, 1).double(), 2.0 * w[3]  # not a leaf
+
+    def solved() -> Tensor:
+        bounce = Event(
+            lambda t, y, half: level(y[:1]) - half * made,
+            direction=-1,
+            jump=lambda t, y, half: torch.stack([y[0], -w[4] * y[1]]),
+        )
+        sol = odegrad.solve(
+            lambda t, y, half: torch.stack([y[1], -w[2] * torch.ones_like(y[1])]),
+            w[:2], [0.0, 1.5], (torch.tensor(0.5, dtype=F64),),
+            scheme=odegrad.RK4(), stepsize=Steps(5), gradient=gradient, events=(bounce,),
+        )  # fmt: skip
+        return sol.events[0].times[1] + sol.ys[-1, 0]
+
+    with torch.no_grad():
+        level.weight.fill_(1.0)
+        level.bias.fill_(0.0)
+    h, v, g, c, e = w
+    down = (v.square() + 2.0 * g * (h - c)).sqrt()
+    second = (v + down + 2.0 * e * down) / g
+    x = 1.5 - second
+    end = c + e * e * down * x - 0.5 * g * x.square()
+    for a, b in zip(along(solved(), w, u, 5), along(second + end, w, u, 5), strict=True):
+        assert relative([a], [b]) <= 1e-10
 
 
 # Discrete and Tape; every scheme.
@@ -410,11 +442,6 @@ def test_curve_is_the_dense_output(scheme: Any) -> None:
     # Dopri8's interpolant has coefficients up to 2456: its own evaluation is in error by so many ε.
     bound = 1e-13 if scheme.order == 8 else 1e-14
     torch.testing.assert_close(found, made(times), rtol=0, atol=bound)
-
-
-def test_a_step_has_no_more_than_its_interpolant() -> None:
-    assert {points(s()) for s in SCHEMES} <= set(range(4, 14))
-    assert Step._fields[0] == "y"
 
 
 # What counts.

@@ -92,7 +92,7 @@ def rate(u: Callable[[Tensor], Leaves], t: float) -> Leaves:
 
 def points(scheme: Scheme) -> int:
     """How many points determine the dense output of a scheme."""
-    return max(3, scheme.order) + 1
+    return scheme.read_degree + 1
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from odegrad.errors import (
     annotate,
 )
 from odegrad.events.event import Event
+from odegrad.events.reads import Reads
 from odegrad.field import VectorField
 from odegrad.state import Leaves, Structure, axpy
 
@@ -32,6 +34,11 @@ class Functions:
         field: The vector field, which says how times are passed.
         structure: The structure of the state.
         args: What the functions get beside t and y.
+        t: A time at which g can be evaluated.
+        y: A state at which it can.
+
+    Attributes:
+        reads: What each g reads.
     """
 
     def __init__(
@@ -40,22 +47,33 @@ class Functions:
         field: VectorField,
         structure: Structure,
         args: tuple[Any, ...],
+        t: float,
+        y: Leaves,
     ) -> None:
         self.events = tuple(events)
         self._field, self._structure, self._args = field, structure, args
+        known = tuple(x.detach().clone() for x in y)
+        self.reads = [
+            Reads(
+                f"events[{i}].fn", event.fn, args, partial(self.value, i, t, known), known, field.autocast
+            )
+            for i, event in enumerate(self.events)
+        ]
 
-    def value(self, i: int, t: Tensor | float, y: Leaves) -> Tensor:
+    def value(self, i: int, t: Tensor | float, y: Leaves, p: Leaves | None = None) -> Tensor:
         """g_i(t, y), a 0-dim float64 tensor on the CPU.
 
         Arguments:
             i: The number of the event.
             t: The time, a float or a 0-dim tensor.
             y: The state; quadratures may follow.
+            p: What it reads instead of ``reads[i].tensors``, if not None.
 
         Raises:
             InvalidTypeError: If it is not one real number.
         """
-        value = self._call(self.events[i].fn, f"events[{i}].fn", t, y)
+        call = partial(self._call, self.events[i].fn, f"events[{i}].fn", t, y)
+        value = call(self._args) if p is None else self.reads[i].bound(p, call)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             got = f"{value!r}"
             if isinstance(value, Tensor):
@@ -120,7 +138,7 @@ class Functions:
         jump = self.events[i].jump
         assert jump is not None
         n, name = self._field.n_state, f"events[{i}].jump"
-        result = self._call(jump, name, t, y)
+        result = self._call(jump, name, t, y, self._args)
         leaves = self._structure.flatten(result)
         if leaves is None or not all(isinstance(x, Tensor) for x in leaves):
             raise InvalidTypeError(
@@ -139,13 +157,20 @@ class Functions:
                 )
         return (*leaves, *y[n:])
 
-    def _call(self, function: Callable[..., Any], name: str, t: Tensor | float, y: Leaves) -> Any:
+    def _call(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        t: Tensor | float,
+        y: Leaves,
+        args: tuple[Any, ...],
+    ) -> Any:
         """function(t, y, *args), which must not change y."""
         field, leaves = self._field, y[: self._field.n_state]
         time = torch.as_tensor(t, dtype=torch.float64).to(field.time_dtype).to(field.device)
         versions = [version(x) for x in leaves]
         try:
-            result = function(time, self._structure.unflatten(leaves), *self._args)
+            result = function(time, self._structure.unflatten(leaves), *args)
         except Exception as error:
             annotate(error, f"{name} was evaluated at t = {float(time.detach())}")
             raise

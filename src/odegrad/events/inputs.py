@@ -67,4 +67,6 @@ def assemble_with_events(
             f"events are not possible here: {scheme} evaluates f to read a state inside of a step, and f "
             "draws random numbers or has buffers. Use Tsit5(), Dopri5(), or a scheme of order 2"
         )
-    return problem, Functions(events, field, problem.structure, args), recorded
+    y = problem.y[: field.n_state]
+    functions = Functions(events, field, problem.structure, args, problem.run.times[0], y)
+    return problem, functions, recorded

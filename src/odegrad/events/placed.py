@@ -1,13 +1,7 @@
-"""A stretch on the autograd graph, and the occurrences of events in it.
+"""A stretch on the autograd graph.
 
 One solve along the steps that were taken reads the user's times, and the points that determine the dense
-output of the steps in which something occurred. With U_i the states at these points, G(s) = g(s, u(s; U))
-is a function of U, s and what g reads, and its root comes from the chord iteration on the graph,
-
-    s ← s − (G(s) − [G(s)]) / c,     from s = τ,     c = [dG/ds] at τ,
-
-where [·] is a number without a derivative. Each of its steps adds an order of derivatives: three of them
-make the first, second and third derivative exact. The numbers are those that the march found.
+output of the steps in which something occurred.
 """
 
 from __future__ import annotations
@@ -20,21 +14,15 @@ from torch import Tensor
 
 from odegrad.assemble import Problem
 from odegrad.dense import along, once_more
-from odegrad.errors import GrazingEventError
-from odegrad.events.curve import Curve, Span, rate
-from odegrad.events.functions import Functions
+from odegrad.events.curve import Curve, Span
 from odegrad.events.march import Marched
-from odegrad.events.watch import Root
-from odegrad.state import Leaves, axpy
+from odegrad.state import Leaves
 from odegrad.sweeps import Stats
 
-__all__ = ["Placed", "Solver", "located", "placed", "steps_again"]
+__all__ = ["Placed", "Solver", "placed", "steps_again"]
 
 Solver = Callable[[Problem], Leaves]
 """The outputs of a solve, on the graph if that is wanted."""
-
-_ORDERS = 3
-
 
 @dataclass(frozen=True)
 class Placed:
@@ -99,39 +87,3 @@ def steps_again(
     if stats is not None:
         again.run.stats, again.run.monitor = stats, run.monitor
     return once_more(run, lambda: solver(again)), places
-
-
-def located(root: Root, curve: Curve, functions: Functions) -> tuple[Tensor, Leaves]:
-    """The time of an occurrence, 0-dim, float64, and the state there.
-
-    Arguments:
-        root: The occurrence.
-        curve: The dense output of its step, on the graph.
-        functions: The event functions.
-
-    Raises:
-        GrazingEventError: If its derivative is wanted and does not exist.
-    """
-    time = start = torch.tensor(root.time, dtype=torch.float64)
-    found, y = (
-        rate(Curve(curve.span, _off(curve.values)), root.time) if root.rate else (),
-        curve(time),
-    )
-    lacking = tuple(a - b for a, b in zip(root.rate, found, strict=True))
-    for _ in range(_ORDERS):
-        value = functions.value(root.event, time, y)
-        if not value.requires_grad:
-            break
-        if root.grazing:
-            raise GrazingEventError(
-                f"events[{root.event}] has no derivative at t = {root.time:.9g}, where its g touches "
-                f"zero: its slope is {root.slope:.3g} along the solution, zero up to rounding. Solve "
-                "under torch.no_grad() for the numbers alone, or choose an event that is crossed"
-            )
-        time = time - (value - value.detach()) / root.slope
-        y = axpy(curve(time), 1.0, (time - start,), (lacking,))
-    return time, y
-
-
-def _off(values: Leaves) -> Leaves:
-    return tuple(x.detach() for x in values)

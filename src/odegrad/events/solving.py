@@ -15,7 +15,8 @@ from odegrad.events.following import following
 from odegrad.events.functions import Functions
 from odegrad.events.march import Marched, march
 from odegrad.events.occurred import Occurred
-from odegrad.events.placed import Solver, located, placed
+from odegrad.events.implicit import located
+from odegrad.events.placed import Solver, placed
 from odegrad.events.reading import read_stretches
 from odegrad.events.watch import Watch
 from odegrad.gradients.failed import failed
