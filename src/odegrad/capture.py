@@ -123,7 +123,7 @@ class Captures:
         return [c.sites[0].current() for c in self.changing]
 
     def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
-        """The leaves to differentiate when p is given: the function's own where it can read them, else copies.
+        """The leaves to differentiate when p is given: the function's own where it can, else copies.
 
         A leaf that the function reads by itself serves as it is, so that nothing needs to be substituted.
         A tensor with a history, or with hooks, is replaced by a detached copy: the history and the hooks

@@ -55,7 +55,12 @@ class Functions:
         known = tuple(x.detach().clone() for x in y)
         self.reads = [
             Reads(
-                f"events[{i}].fn", event.fn, args, partial(self.value, i, t, known), known, field.autocast
+                f"events[{i}].fn",
+                event.fn,
+                args,
+                partial(self.value, i, t, known),
+                known,
+                field.autocast,
             )
             for i, event in enumerate(self.events)
         ]

@@ -86,7 +86,12 @@ class _Implicit:
         return Rule(primal, self._transpose, self._replay, f"events[{self._root.event}]")
 
     def _transpose(
-        self, inputs: Leaves, kept: Leaves, grads: OptionalLeaves, needs: Sequence[bool], retain: bool
+        self,
+        inputs: Leaves,
+        kept: Leaves,
+        grads: OptionalLeaves,
+        needs: Sequence[bool],
+        retain: bool,
     ) -> OptionalLeaves:
         del kept, retain
         self.reads.check_unchanged()

@@ -24,6 +24,7 @@ __all__ = ["Placed", "Solver", "placed", "steps_again"]
 Solver = Callable[[Problem], Leaves]
 """The outputs of a solve, on the graph if that is wanted."""
 
+
 @dataclass(frozen=True)
 class Placed:
     """A stretch on the graph.

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from odegrad.capture import capture, version
 from odegrad.errors import ChangedTensorError, RandomFieldError
-from odegrad.state import Leaves
+from odegrad.state import Leaves, Structure
 from odegrad.substitute import substituted
 
 __all__ = ["Reads"]
@@ -46,17 +45,19 @@ class Reads:
         known: Leaves,
         autocast: tuple[str, torch.dtype, bool],
     ) -> None:
-        self._name, self._args, self._autocast = name, args, autocast
-        leaves = pytree.tree_leaves(args)
+        self._name, self._autocast = name, autocast
+        self._args = Structure(args)
+        self._leaves: list[Any] = self._args.flatten(args) or []
+        leaves = self._leaves
         given = [x for x in leaves if isinstance(x, Tensor)]
         found = capture(
             [function, *filter(callable, leaves)], call, [*known, *given], known[0].device
         )
         if found.stochastic or found.changing:
             raise RandomFieldError(
-                f"{name} draws random numbers or changes buffers (dropout or batch normalization in train "
-                "mode), but it is evaluated many times and has to give the same; use eval mode, or "
-                "noise drawn once, outside"
+                f"{name} draws random numbers or changes buffers (dropout or batch normalization in "
+                "train mode), but it is evaluated many times and has to give the same; use eval mode, "
+                "or noise drawn once, outside"
             )
         self._captures, self._n = found, len(found.items)
         self.tensors: Leaves = tuple(map(substituted, (*found.tensors(), *given)))
@@ -67,9 +68,11 @@ class Reads:
         return self._captures.own(p, wanted)
 
     def bound(self, p: Leaves, thunk: Callable[[tuple[Any, ...]], T]) -> T:
-        """thunk(args), with g reading `p` instead of `tensors`, under the autocast of the solve's start."""
+        """thunk(args), with g reading `p` instead of `tensors`, under the autocast of the start."""
         given = iter(p[self._n :])
-        args = pytree.tree_map(lambda x: next(given) if isinstance(x, Tensor) else x, self._args)
+        args = self._args.unflatten(
+            [next(given) if isinstance(x, Tensor) else x for x in self._leaves]
+        )
         with torch.autocast(*self._autocast):
             return self._captures.bind(p[: self._n], lambda: thunk(args))
 
@@ -82,7 +85,7 @@ class Reads:
         for c, v in zip(self._captures.read, self._versions, strict=True):
             if version(c.tensor) != v:
                 raise ChangedTensorError(
-                    f"{c.name}, of shape {list(c.tensor.shape)}, which {self._name} reads, was changed in "
-                    "place between the solve and its backward pass, which has to evaluate it again. Call "
-                    "backward first, or give it a copy"
+                    f"{c.name}, of shape {list(c.tensor.shape)}, which {self._name} reads, was "
+                    "changed in place between the solve and its backward pass, which has to evaluate it "
+                    "again. Call backward first, or give it a copy"
                 )

@@ -13,9 +13,9 @@ from odegrad.dense import Reader
 from odegrad.errors import EventError, InvalidValueError, MaxStepsError, SolveError
 from odegrad.events.following import following
 from odegrad.events.functions import Functions
+from odegrad.events.implicit import located
 from odegrad.events.march import Marched, march
 from odegrad.events.occurred import Occurred
-from odegrad.events.implicit import located
 from odegrad.events.placed import Solver, placed
 from odegrad.events.reading import read_stretches
 from odegrad.events.watch import Watch
