@@ -64,7 +64,7 @@ class Curve:
     def __call__(self, s: Tensor | float) -> Leaves:
         """u(s); s is a float or a 0-dim tensor."""
         span = self.span
-        time = torch.as_tensor(s, dtype=torch.float64)
+        time = torch.as_tensor(s, dtype=torch.float64, device="cpu")
         xi = (time - span.start) * (2.0 / span.dt) - 1.0
         powers = [torch.ones_like(xi), xi]
         while len(powers) < span.m:
@@ -81,7 +81,7 @@ class Curve:
 def rate(u: Callable[[Tensor], Leaves], t: float) -> Leaves:
     """du/ds at s = t, leaf by leaf, for any u that autograd differentiates."""
     with torch.enable_grad():
-        s = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        s = torch.tensor(t, dtype=torch.float64, device="cpu", requires_grad=True)
         leaves = u(s)
         # What ⟨v, u̇⟩ is linear in gives all of u̇ at once, where there is reverse mode only.
         weights = [torch.zeros_like(x, requires_grad=True) for x in leaves]
@@ -107,4 +107,5 @@ def _table(m: int) -> Tensor:
     rows = [
         [(2.0 if k else 1.0) * (-1.0) ** k * math.cos(k * a) / m for k in range(m)] for a in angles
     ]
-    return torch.tensor(rows, dtype=torch.float64)
+    with torch.inference_mode(False):  # or it would serve in no other mode
+        return torch.tensor(rows, dtype=torch.float64, device="cpu")

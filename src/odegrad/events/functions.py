@@ -114,7 +114,7 @@ class Functions:
         n = self._field.n_state
         # A graph is made under inference mode, too.
         with torch.inference_mode(False), torch.enable_grad():
-            time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+            time = torch.tensor(t, dtype=torch.float64, device="cpu", requires_grad=True)
             leaves = tuple(x.detach().clone().requires_grad_() for x in y[:n])
             value = self.value(i, time, leaves)
             if not value.requires_grad:
@@ -125,7 +125,7 @@ class Functions:
     def slope(self, i: int, t: float, y: Leaves, rate: Leaves) -> float:
         """dG/ds at s = t, with G(s) = g_i(s, u(s)), where u(t) = y and du/ds = rate."""
         with torch.enable_grad():
-            time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+            time = torch.tensor(t, dtype=torch.float64, device="cpu", requires_grad=True)
             value = self.value(i, time, axpy(y, 1.0, (time - t,), (rate,)))
             if not value.requires_grad:
                 return 0.0
@@ -172,7 +172,8 @@ class Functions:
     ) -> Any:
         """function(t, y, *args), which must not change y."""
         field, leaves = self._field, y[: self._field.n_state]
-        time = torch.as_tensor(t, dtype=torch.float64).to(field.time_dtype).to(field.device)
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        time = time.to(field.time_dtype).to(field.device)
         versions = [version(x) for x in leaves]
         try:
             result = function(time, self._structure.unflatten(leaves), *args)

@@ -41,7 +41,7 @@ class Occurred:
         records: list[Occurrences] = []
         for event, found in zip(self._events, self._found, strict=True):
             empty = tuple(x.new_empty((0, *x.shape)) for x in problem.y)
-            times = torch.stack([t for t, _, _ in found]) if found else torch.empty(0)
+            times = torch.stack([t for t, _, _ in found]) if found else torch.empty(0, device="cpu")
             before = _stacked([y for _, y, _ in found]) or empty
             after = None
             if event.jump is not None:

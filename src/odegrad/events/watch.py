@@ -167,7 +167,7 @@ class Watch:
         eps = max((torch.finfo(x.dtype).eps for x in y[:n]), default=0.0)
         noise = _UNITS * (noise + eps * abs(g_t) * self._far)
         f = slope()[:n]
-        like = torch.zeros((), dtype=torch.float64)
+        like = torch.zeros((), dtype=torch.float64, device="cpu")
         zeros = tuple(torch.zeros_like(k) if g is None else g for g, k in zip(g_y, f, strict=True))
         rate = g_t + float(inner(zeros, f, like))
         return noise + _UNITS * torch.finfo(torch.float64).eps * abs(rate) * self._far, rate
