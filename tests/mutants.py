@@ -572,9 +572,9 @@ MUTANTS = [
     # Events.
     Mutant(
         "an event's time has the slope of something else",
-        "events/placed.py",
-        "time = time - (value - value.detach()) / root.slope",
-        "time = time - (value - value.detach()) / (1.01 * root.slope)",
+        "events/implicit.py",
+        "-grads[0] / self._root.slope",
+        "-grads[0] / (1.01 * self._root.slope)",
         "tests/test_events.py",
     ),
     Mutant(
@@ -586,9 +586,9 @@ MUTANTS = [
     ),
     Mutant(
         "the state at an event does not move with its time",
-        "events/placed.py",
-        "        y = axpy(curve(time), 1.0",
-        "        y = axpy(curve(time.detach()), 1.0",
+        "events/implicit.py",
+        "return time, found.state(time, curve.values)",
+        "return time, found.state(time.detach(), curve.values)",
         "tests/test_events.py",
     ),
     Mutant(
@@ -606,10 +606,31 @@ MUTANTS = [
         "tests/test_events.py",
     ),
     Mutant(
-        "the second derivative of an event lacks an iteration",
-        "events/placed.py",
-        "_ORDERS = 3",
-        "_ORDERS = 1",
+        "a higher derivative of an event lacks an iteration",
+        "events/implicit.py",
+        "for _ in range(highest):",
+        "for _ in range(highest - 1):",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "higher derivatives of a node are those of a map that is right to order 0",
+        "gradients/node.py",
+        "outputs = self.map(order - 1, arguments, highest)",
+        "outputs = self.map(order - 1, arguments)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event reads the args of the solve, not those to be differentiated",
+        "events/reads.py",
+        "lambda: thunk(args))",
+        "lambda: thunk(self._args.unflatten(self._leaves)))",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "what an event reads may change before its gradient",
+        "events/implicit.py",
+        "        del kept, retain\n        self.reads.check_unchanged()",
+        "        del kept, retain",
         "tests/test_events.py",
     ),
 ]
