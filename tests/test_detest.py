@@ -59,11 +59,11 @@ def error(name: str, ys: NDArray) -> float:
     return float((np.abs(ys - exact) / (1.0 + np.abs(exact))).max())
 
 
-def solve(name: str, scheme, tolerance: float) -> NDArray:
+def solve(name: str, scheme, tolerance: float, land: bool | None = None) -> NDArray:
     problem, pid = DETEST[name], odegrad.PID(rtol=tolerance, atol=tolerance)
     y0 = torch.tensor(problem.y0, dtype=F64)
     with torch.no_grad():
-        sol = odegrad.solve(problem.f, y0, TIMES.tolist(), scheme=scheme, stepsize=pid)
+        sol = odegrad.solve(problem.f, y0, TIMES.tolist(), scheme=scheme, stepsize=pid, land=land)
     return sol.ys.numpy()
 
 
@@ -91,10 +91,11 @@ def test_errors_are_within_ten_tolerances(name, scheme):
 def test_steps_of_the_tolerance_itself(name, scheme):
     """A tolerance bounds the error of one step; the problem amplifies it, by its condition at most.
 
-    That is 7 (E3) to 27 000 (D5) on those named; measured are 11 to 2200 tolerances.
+    That is 7 (E3) to 27 000 (D5) on those named; measured are 11 to 2200 tolerances. At the ends of
+    steps: what is read inside of them adds an error that the tolerance does not bound.
     """
     tolerance = 1e-8
-    found = error(name, solve(name, scheme, tolerance)) / tolerance
+    found = error(name, solve(name, scheme, tolerance, land=True)) / tolerance
     assert found < 10.0 * (condition(name) if name in AMPLIFYING else 1.0)
 
 
@@ -102,7 +103,7 @@ def test_steps_of_the_tolerance_itself(name, scheme):
 def test_errors_of_dopri5_are_those_of_scipy(name):
     """RK45 is the same pair with the same tolerance; its own dense output adds to its errors."""
     theirs = error(name, scipy(name, np.array(DETEST[name].y0), 1e-8, "RK45"))
-    assert error(name, solve(name, odegrad.Dopri5(), 1e-8)) < 1.25 * theirs + 1e-8
+    assert error(name, solve(name, odegrad.Dopri5(), 1e-8, land=True)) < 1.25 * theirs + 1e-8
 
 
 TIMES_OF_LOSS = (0.0, 7.0, END)
@@ -122,7 +123,7 @@ class Gradient:
 
     def by(self, gradient, stepsize=None):
         sol = odegrad.solve(
-            self.f, self.y0, TIMES_OF_LOSS, scheme=odegrad.Tsit5(), gradient=gradient,
+            self.f, self.y0, TIMES_OF_LOSS, scheme=odegrad.Tsit5(), gradient=gradient, land=True,
             stepsize=stepsize or self.grid,
         )  # fmt: skip
         loss = (self.weights * (sol.ys.square() + sol.ys)).sum()
