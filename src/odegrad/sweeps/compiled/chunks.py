@@ -51,7 +51,7 @@ def number(x: float, device: torch.device) -> Tensor:
 def padded(x: Tensor, size: int, device: torch.device) -> Tensor:
     """x with zeros behind it."""
     if len(x) < size:
-        x = torch.cat([x, x.new_zeros(size - len(x))])
+        x = torch.cat([x, x.new_zeros((size - len(x), *x.shape[1:]))])
     return x.to(device, non_blocking=True)
 
 
