@@ -213,12 +213,11 @@ def _outputs(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times)):
         assert isinstance(gradient, Discrete | Tape)
         outputs = solve_samples(gradient, run, y, p, times)
+    elif run.programs is not None:
+        outputs = _compiled(run, y, p)
     else:
-        if run.programs is not None:
-            outputs = _compiled(run, y, p)
-        else:
-            with torch.no_grad():
-                outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
+        with torch.no_grad():
+            outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
     if run.failures:
         outputs = with_failed(run, outputs, (*y, *p, times), len(y), nan)
     return outputs

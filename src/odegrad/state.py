@@ -99,7 +99,7 @@ def is_legacy_batched(x: Tensor) -> bool:
 
 
 def is_stand_in(x: Tensor) -> bool:
-    """Whether x stands for a tensor in a step that is being traced: what is remembered must not see it."""
+    """Whether x stands for a tensor in a step that is being traced; it must not be remembered."""
     return type(x) is not Tensor and hasattr(x, "fake_device")
 
 
@@ -194,8 +194,7 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
         weights: w, one number (or 0-dim tensor) per slope; slopes beyond its length are ignored.
         slopes: k, each with the shapes of `y`.
     """
-    each = isinstance(h, Tensor) and h.ndim == 1 and not is_stand_in(h)
-    if each and not any(isinstance(w, Tensor) for w in weights):
+    if isinstance(h, Tensor) and h.ndim == 1 and _are_numbers(weights) and not is_stand_in(h):
         numbers = tuple(w for w in weights if not isinstance(w, Tensor))
         return _combined(y, h, numbers, slopes) or y
     result = list(map(wide, y))
@@ -205,6 +204,10 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
             terms = map(wide, slope)
             result = [a + k * align(c, k) for a, k in zip(result, terms, strict=True)]
     return rounded(result, y)
+
+
+def _are_numbers(weights: Sequence[Time]) -> bool:
+    return not any(isinstance(w, Tensor) for w in weights)
 
 
 def _combined(

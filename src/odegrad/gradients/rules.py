@@ -20,7 +20,15 @@ from odegrad.sweeps.forward import replay
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["Backward", "again", "compiled_rule", "eager_rule", "in_chunks", "keeps_graphs", "sweeping_rule"]
+__all__ = [
+    "Backward",
+    "again",
+    "compiled_rule",
+    "eager_rule",
+    "in_chunks",
+    "keeps_graphs",
+    "sweeping_rule",
+]
 
 
 def eager_rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -26,8 +26,17 @@ def chunked_rule(
     checkpoints: Checkpoints,
     n_y: int,
     wanted: Sequence[bool],
+    rows: Callable[[list[Tensor | None], Tensor], list[Tensor | None]],
 ) -> Rule:
-    """The map (y0, p, ts) ↦ outputs; the cotangent of ts comes as one of shape [B, T], in a list.
+    """The map (y0, p, ts) ↦ outputs, and its transpose.
+
+    Arguments:
+        run: The solve.
+        programs: The compiled steps.
+        checkpoints: The schedule.
+        n_y: How many leaves the state has.
+        wanted: Which of p and ts may need a cotangent.
+        rows: Makes the cotangent of times, [B, T] in a list, that of ts, as a list of its rows.
 
     Raises:
         NotCompilable: If a step has no transpose that is one graph.
@@ -47,8 +56,8 @@ def chunked_rule(
         used, needs = pullback, given.needs
         if not keeps:
             used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
-        return compiled.pull(
-            run, programs, given.y0, given.p, checkpoints, used, given.kept, given.grads, given.retain
-        )
+        y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
+        found = compiled.pull(run, programs, y0, p, checkpoints, used, kept, given.grads, retain)
+        return found._replace(times=rows(found.times, given.ts))
 
     return sweeping_rule(run, n_y, ahead, back, None)

@@ -88,7 +88,7 @@ def _chunked(run: SampleRun, checkpoints: Checkpoints, n_y: int, wanted: Sequenc
     from odegrad.gradients.samplechunks import chunked_rule
 
     assert isinstance(run.programs, SamplePrograms)
-    return _replayed(run, n_y, chunked_rule(run, run.programs, checkpoints, n_y, wanted))
+    return _replayed(run, n_y, chunked_rule(run, run.programs, checkpoints, n_y, wanted, _rows))
 
 
 def _replayed(run: SampleRun, n_y: int, rule: Rule) -> Rule:

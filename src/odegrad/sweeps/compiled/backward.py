@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,6 +168,7 @@ class Backward:
         self._note()
 
     def store(self, i: int, tier: Tier) -> None:
+        """Stores the current state."""
         self.kept.store.put(i, self._take(i), None, tier)
         self._note()
 

@@ -97,7 +97,9 @@ class SampleRun(Run):
             timed: Whether times and steps are to get cotangents.
         """
         start = self.landings[:, 0].contiguous()
-        cut = self.cut if self.programs is None else None  # a captured f takes as many as it was given
+        cut = (
+            self.cut if self.programs is None else None
+        )  # a captured f takes as many as it was given
         scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), cut, timed=timed)
         return scheme.without(self.failed) if self.failures else scheme
 

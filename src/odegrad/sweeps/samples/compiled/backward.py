@@ -32,9 +32,7 @@ def pull(
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through; see `odegrad.sweeps.samples.backward.pull`."""
     with watched(run, programs, "backward"):
-        engine = _SampleBackward(
-            run, programs, y0, p, run.landings, pullback, kept, grads, retain
-        )
+        engine = _SampleBackward(run, programs, y0, p, run.landings, pullback, kept, grads, retain)
         n = run.accepted_steps.n_steps
         engine.follow(checkpoints.backward(n, known=True) if n else ())
         return engine.finish()

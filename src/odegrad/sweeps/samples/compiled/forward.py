@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-
-
 import torch
-
 
 from odegrad.checkpoints import Checkpoints, StoreAll
 from odegrad.compiled import Pullback, SamplePrograms
@@ -68,7 +65,7 @@ def _searched(
     checkpoints: Checkpoints | None,
     pullback: Pullback | None,
 ) -> tuple[Leaves, Kept | None]:
-    """Finds the steps. If states are all that is kept, and of all steps, the search leaves them behind."""
+    """Finds the steps; if the states before all of them are what is kept, these are left behind."""
     outputs, monitor = Buffers(y, run.landings.shape[1]), run.monitor
     keeps = isinstance(checkpoints, StoreAll) and pullback is not None and not pullback.kept
     serves = keeps or checkpoints is None
