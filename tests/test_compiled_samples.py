@@ -294,6 +294,15 @@ def test_other_starts_times_and_tolerances_need_no_other_program(
     assert made == [1, 1]
 
 
+def test_on_buffers_that_stay_in_place() -> None:
+    """As on CUDA."""
+    case = Stiffness(4, most=3.0)
+    with using_backend("recorded"):
+        sol = case.solve(compile=True)
+        check(case, sol)
+    same_grid(sol.grid, case.solve().grid)
+
+
 # Samples that fail.
 
 
