@@ -94,7 +94,8 @@ def _chunked(run: SampleRun, checkpoints: Checkpoints, n_y: int, wanted: Sequenc
 def _replayed(run: SampleRun, n_y: int, rule: Rule) -> Rule:
     """A rule whose second derivatives are those of the rounds as ordinary operations."""
 
-    def replay(inputs: Leaves) -> Leaves:
+    def replay(inputs: Leaves, highest: int) -> Leaves:
+        del highest
         run.field.check_draws()
         run.check_unchanged()
         y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]
