@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from odegrad.batchinputs import (
     checked_batch,
     checked_sample_times,
 )
-from odegrad.errors import InvalidValueError
+from odegrad.errors import InvalidValueError, warn
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.samples import sample_times, solve_samples, with_failed
@@ -110,6 +111,32 @@ def solve_batch(
     on_failure: str,
     compile: bool,
     batch: object,
+    **options: Any,
+) -> SampleSolution:
+    """`odegrad.solve` with ``batch``.
+
+    Raises:
+        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+    """
+    given = partial(_solve_batch, f, y0, ts, args, on_failure, batch=batch, **options)
+    if compile:
+        from odegrad.compiled import NotCompilable  # what it imports takes its time
+
+        try:
+            return given(compile=True)
+        except NotCompilable as reason:
+            warn(f"compile=True has no effect on this solve: {reason}")
+    return given(compile=False)
+
+
+def _solve_batch(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
+    args: tuple[Any, ...],
+    on_failure: str,
+    compile: bool,
+    batch: object,
     *,
     scheme: Scheme,
     stepsize: StepSize,
@@ -123,10 +150,11 @@ def solve_batch(
     progress: bool,
     callback: Callable[[StepInfo], object] | None,
 ) -> SampleSolution:
-    """`odegrad.solve` with ``batch``.
+    """`solve_batch` in one of the engines.
 
     Raises:
-        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+        NotCompilable: If `compile` is set and the solve cannot be compiled.
+        OdegradError: If something is wrong with an argument.
     """
     marks = checked_batch(batch, Samples)
     check_choices(f, scheme, stepsize, gradient, max_steps)
@@ -144,12 +172,25 @@ def solve_batch(
     args = pytree.tree_map(ordinary, args)
     leaves, times = tuple(map(substituted, leaves)), substituted(times)
     check_no_breakpoints(f, running, args, breakpoints)
-    field = VectorField(f, structure, leaves, args, running)
-    start = landings[:, 0].contiguous()
-    p = read_by(field, start, leaves, stepsize)
+    start, programs, cut = landings[:, 0].contiguous(), None, None
+    if compile:
+        from odegrad.compiled import NotCompilable, prepare
+
+        assert isinstance(gradient, Discrete)
+        if gradient.rewinds:
+            raise NotCompilable("Rewind takes steps back one by one")
+        field, programs = prepare(
+            f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
+        )
+        p = field.arguments
+        if marked is not None:
+            own = [x for x, m in zip(_tensors(args), marked, strict=True) if m]
+            cut = tuple(any(x is a for a in own) for x in p)
+    else:
+        field = VectorField(f, structure, leaves, args, running)
+        p = read_by(field, start, leaves, stepsize)
     y = (*leaves, *_quadratures(field, start, leaves, p, size))
-    cut = None
-    if marked is not None:
+    if marked is not None and not compile:
         cut = (*[False] * (len(p) - len(marked)), *marked)
         check_subset(field, start, y, p, cut)
     n = len(leaves)
@@ -159,7 +200,7 @@ def solve_batch(
     run = SampleRun(
         field, scheme, stepsize, ends, torch.finfo(times.dtype).eps, max_steps, monitor,
         stats=SampleStats(), landings=landings, cut=cut, check_finite=check_finite,
-        salvage=on_failure != "raise",
+        salvage=on_failure != "raise", programs=programs,
     )  # fmt: skip
     outputs = _outputs(run, gradient, y, p, times, on_failure == "nan")
     return _solution(run, outputs, structure, times)
@@ -172,12 +213,23 @@ def _outputs(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times)):
         assert isinstance(gradient, Discrete | Tape)
         outputs = solve_samples(gradient, run, y, p, times)
+    elif run.programs is not None:
+        outputs = _compiled(run, y, p)
     else:
         with torch.no_grad():
             outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
     if run.failures:
         outputs = with_failed(run, outputs, (*y, *p, times), len(y), nan)
     return outputs
+
+
+def _compiled(run: SampleRun, y: Leaves, p: Leaves) -> Leaves:
+    """The same of a compiled solve, without gradients."""
+    from odegrad.compiled import SamplePrograms
+    from odegrad.sweeps.samples import compiled
+
+    assert isinstance(run.programs, SamplePrograms)
+    return compiled.ahead(run, run.programs, y, p)[0]
 
 
 def _quadratures(field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int) -> Leaves:
@@ -208,6 +260,10 @@ def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
                 f"its shape is {list(x.shape)}"
             )
     return [own for _, own in pairs]
+
+
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
 
 
 def _rows(run: SampleRun, ts: Tensor) -> tuple[tuple[float, ...], ...]:

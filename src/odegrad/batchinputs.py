@@ -15,7 +15,6 @@ from odegrad.errors import (
     InvalidTypeError,
     InvalidValueError,
     NonFiniteInputError,
-    warn,
 )
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
@@ -69,7 +68,7 @@ def check_alone(
     land: object,
     compile: bool,
 ) -> None:
-    """Whether the choices go with steps for each sample; `compile` has no effect, with a warning.
+    """Whether the choices go with steps for each sample.
 
     Raises:
         InvalidTypeError: If args is no tuple.
@@ -115,10 +114,10 @@ def check_alone(
             f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
             "take torch.func.grad, vjp or jacrev"
         )
-    if compile:
-        warn(
-            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
-            "compiler"
+    if compile and not isinstance(gradient, Discrete):
+        raise InvalidValueError(
+            f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
+            "autograd graph of every operation; leave compile out"
         )
 
 
