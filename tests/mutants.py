@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tensor with hooks is differentiated as it is",
-        "field.py",
+        "capture.py",
         " and not _hooked(x)",
         "",
         "tests/test_captured.py",
