@@ -214,8 +214,7 @@ MADE = [  # scheme, and what `by_tables` is told
 def test_equal_steps_are_those_of_the_tables(scheme: Any, told: Any) -> None:
     """The same numbers, and the same gradients: of the state, of a parameter, and of both times.
 
-    Adams–Bashforth of order 11 amplifies: if f is off by units in the last place, so is the gradient, by up
-    to 2e-12.
+    Adams–Bashforth of order 11 amplifies: units in the last place of f move its gradient by up to 2e-12.
     """
     w, y0 = leaf(3, 3, seed=1), leaf(3)
     ts = torch.tensor([0.2, 0.9], dtype=F64, requires_grad=True)
