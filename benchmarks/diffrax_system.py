@@ -109,7 +109,7 @@ def _solve(workload: Workload, field: Any, adjoint: Any) -> Callable[[Any, Any],
         solver, dt0 = _rk4(), workload.t1 / steps.n
         options["max_steps"] = steps.n
     else:
-        solver, dt0 = diffrax.Dopri5(), None
+        solver, dt0 = getattr(diffrax, type(workload.scheme).__name__)(), None
         options["stepsize_controller"] = _controller(steps)
 
     def solve(y0: Any, p: Any) -> Any:

@@ -73,7 +73,9 @@ class Torchode:
             factor_max=steps.factor_max,
         )
         solver = torchode.AutoDiffAdjoint(
-            torchode.Dopri5(term), controller, backprop_through_step_size_control=False
+            getattr(torchode, type(workload.scheme).__name__)(term),
+            controller,
+            backprop_through_step_size_control=False,
         ).to(workload.dtype)
         run = torch.compile(solver.solve) if self.compiled else solver.solve
 

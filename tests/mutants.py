@@ -86,6 +86,41 @@ MUTANTS = [
         "return t or min(max(t, cast",
         "tests/test_breakpoints.py",
     ),
+    Mutant(
+        "steps per sample: a product goes to the stage before",
+        "schemes/columns.py",
+        "self._terms[i][leaf].append(term)",
+        "self._terms[max(i - 1, j + 1)][leaf].append(term)",
+        "tests/test_samples.py",
+    ),
+    Mutant(
+        "steps per sample: stages are evaluated at times of another sample",
+        "schemes/explicit.py",
+        "slopes.append(field(times[i], stage, p))",
+        "slopes.append(field(times[i].flip(0), stage, p))",
+        "tests/test_samples.py",
+    ),
+    Mutant(
+        "steps per sample: an error estimate of one's own is not asked for",
+        "schemes/explicit.py",
+        "error = sums.alone(len(rows) - 1)",
+        "error = sums.alone(len(rows) - 2)",
+        "tests/test_samples.py",
+    ),
+    Mutant(
+        "steps per sample: after a rejection a step may grow",
+        "sweeps/samples/search.py",
+        "self._rejected = reject | (self._rejected & stays)",
+        "self._rejected = self._rejected & stays",
+        "tests/test_samples.py",
+    ),
+    Mutant(
+        "a scheme's own step is not what a gradient differentiates",
+        "schemes/explicit.py",
+        'if "step" in cls.__dict__ and "advance" not in cls.__dict__:',
+        "if False:",
+        "tests/test_samples.py",
+    ),
     # Checkpoints.
     Mutant(
         "binomial checkpoints: the split is off by one",

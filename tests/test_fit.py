@@ -89,6 +89,11 @@ BAD_FILES = {
     "no header": ("0,1\n1,2\n2,3\n", [], ["d.csv:1: the header holds numbers"]),
     "double name": ("t,x,x\n0,1,2\n", [], ["d.csv:1 column 'x'", "own name"]),
     "open quote": ('t,x\n0,"1\n1,2\n', [], ["d.csv:", "repair the quotes"]),
+    "name over two lines": (
+        '"a\nb",x\n0,1\n1,2\n2,3\n',
+        ["--time", "t"],
+        ["column 't': no such column", r"the header has 'a\nb', x"],
+    ),
     "one column": ("t\n0\n1\n2\n", [], ["d.csv:1: has no column beside 't'"]),
     "not positive": (
         GOOD.replace("47", "0"),

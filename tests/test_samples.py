@@ -15,8 +15,9 @@ from cases import leaf, mlp, relative
 from odegrad import errors
 from odegrad.field import VectorField
 from odegrad.samplegrid import SampleClock, SampleGrid
+from odegrad.schemes.columns import Columns, suits
 from odegrad.schemes.persample import PerSample
-from odegrad.state import Structure
+from odegrad.state import Structure, axpy, combine
 from odegrad.stepsize import History
 from odegrad.stepsize.persample import judge, sample_norms
 from odegrad.stepsize.pid import starting_size, starting_step
@@ -177,6 +178,59 @@ def test_gradient_of_the_default_takes_no_step_twice():
         <= 6 * sol.grid.n_steps + 1
         == 6 * int(sol.stats.accepted_by_sample.max()) + 1
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.complex128, torch.bfloat16])
+def test_sums_by_columns_are_axpy_to_the_last_bit(dtype):
+    tableau, generator = odegrad.Dopri8.tableau, torch.Generator().manual_seed(1)
+    h = torch.rand(7, dtype=F64, generator=generator)
+    y, *slopes = (
+        (
+            torch.randn(7, 3, generator=generator).to(dtype),
+            torch.randn(7, generator=generator).to(dtype),
+        )
+        for _ in range(tableau.stages + 1)
+    )
+    rows = (*tableau.a, tableau.b, tableau.b_error)
+    sums, n = Columns(rows, h, y), tableau.stages
+    for i, slope in enumerate(slopes):
+        assert all(map(torch.equal, sums.at(i, y), axpy(y, h, tableau.a[i], slopes)))
+        sums.put(slope)
+    assert all(map(torch.equal, sums.at(n, y), axpy(y, h, tableau.b, slopes)))
+    assert all(map(torch.equal, sums.alone(n + 1), combine(h, tableau.b_error, slopes)))
+
+
+def test_large_states_are_not_taken_by_columns_and_give_the_same():
+    small = torch.randn(3, 5, dtype=F64, generator=torch.Generator().manual_seed(2))
+    h, p = torch.tensor([0.1, 0.3, 0.0], dtype=F64), ()
+    field = VectorField(lambda t, y: -y * (1.0 + y * y), Structure(small), (small,))
+    large = small.repeat(1, 2**14)
+    wide = VectorField(lambda t, y: -y * (1.0 + y * y), Structure(large), (large,))
+    scheme, t = odegrad.Tsit5(), torch.zeros(3, dtype=F64)
+    assert suits(h, (small,))
+    assert not suits(h, (large,))
+    found = scheme.step(field, t, h, (small,), field(t, (small,), p), p)
+    other = scheme.step(wide, t, h, (large,), wide(t, (large,), p), p)
+    assert torch.equal(found.y[0].repeat(1, 2**14), other.y[0])
+    assert torch.equal(found.error[0].repeat(1, 2**14), other.error[0])
+
+
+def test_a_step_of_ones_own_is_the_one_that_is_differentiated():
+    class Halved(odegrad.Heun):
+        """Takes half of each step."""
+
+        def step(self, field, t, dt, y, carry, p):
+            return super().step(field, t, dt / 2.0, y, carry, p)
+
+    case = Stiffness(most=1.0)
+    sol = case.solve(scheme=Halved(), stepsize=odegrad.Steps(6))
+    oracle = case.solve(scheme=Halved(), stepsize=sol.grid, gradient=odegrad.Tape())
+    assert torch.equal(sol.ys.detach(), oracle.ys.detach())
+    assert relative(case.gradient(sol), case.gradient(oracle)) < 1e-13
+    alone = case.alone(1, scheme=Halved(), stepsize=odegrad.Steps(6))  # of one length for all
+    assert torch.equal(alone.ys[:, 0], sol.ys[:, 1])
+    whole = case.solve(scheme=odegrad.Heun(), stepsize=sol.grid)
+    assert not torch.allclose(sol.ys, whole.ys)
 
 
 # Against Tape, and what shares nothing with the library.

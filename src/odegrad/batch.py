@@ -86,7 +86,9 @@ class SampleSolution(Solution):
     @property
     def succeeded(self) -> Tensor:
         """Which samples succeeded, bool of shape [B]: ``ys[:, sol.succeeded]`` are their states."""
-        return torch.tensor([x is Status.SUCCESS for x in self.status], dtype=torch.bool)
+        return torch.tensor(
+            [x is Status.SUCCESS for x in self.status], dtype=torch.bool, device="cpu"
+        )
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
         """Raises: samples have steps of their own.

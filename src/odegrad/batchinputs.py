@@ -168,8 +168,10 @@ def checked_sample_times(ts: Any, size: int) -> Tensor:
     if not isinstance(ts, Tensor):
         try:
             if any(isinstance(t, Tensor) for t in ts):
-                ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
-            ts = torch.as_tensor(ts, dtype=torch.float64)
+                ts = torch.stack(
+                    [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in ts]
+                )
+            ts = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidTypeError(
                 "ts must be a tensor of shape [T] or [B, T] or a sequence of floats, received "
@@ -221,7 +223,7 @@ def check_subset(
     size = len(start)
     if size < 2:
         return
-    index = torch.arange(size - 1, -1, -2)  # every other one, in another order
+    index = torch.arange(size - 1, -1, -2, device="cpu")  # every other one, in another order
     snapshot = field.snapshot()
     try:
         with torch.no_grad():

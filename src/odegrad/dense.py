@@ -115,7 +115,7 @@ def _checked(t: object, times: Sequence[float]) -> tuple[Tensor, torch.Size]:
     """The times as a tensor, and their shape."""
     if not isinstance(t, Tensor):
         try:
-            t = torch.tensor(t, dtype=torch.float64)
+            t = torch.tensor(t, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidTypeError(
                 f"sol(t): t must be a number, a tensor or a sequence of numbers, received {t!r}"

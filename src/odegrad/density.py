@@ -212,7 +212,7 @@ class _Record:
                 "there is no density: ts has a single time, or the loss does not depend on ys"
             )
         self._put(*self._pending)
-        edges = torch.tensor(self._bins or self._steps, dtype=torch.float64)
+        edges = torch.tensor(self._bins or self._steps, dtype=torch.float64, device="cpu")
         names = self._run.field.names()
         values: dict[str, Tensor] = {}
         for total, i in zip(self._sums, self._wanted, strict=True):

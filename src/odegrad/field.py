@@ -68,6 +68,8 @@ class VectorField:
         self._args = Structure(args)
         self._arg_leaves: list[Any] = self._args.flatten(args) or []
         self.arguments: Leaves = tuple(x for x in self._arg_leaves if isinstance(x, Tensor))
+        self._plain = len(self.arguments) == len(args)  # nothing but tensors
+        self._plain = self._plain and all(isinstance(x, Tensor) for x in args)
         self._outputs = Outputs(state, y0)
         self.time_dtype = widest_real_dtype(y0)
         self.device = y0[0].device if y0 else torch.device("cpu")
@@ -276,8 +278,13 @@ class VectorField:
             leaves = tuple(leaf.detach().requires_grad_() for leaf in y)
             time = t.detach().requires_grad_() if isinstance(t, Tensor) else t
             slopes = self(time, leaves, p)
-        self._detached = self._detached is not False and not any(x.requires_grad for x in slopes)
+        self.note_graph((slopes,))
         return Linearization(self, time, leaves, p, slopes)
+
+    def note_graph(self, slopes: Sequence[Leaves]) -> None:
+        """Remembers whether any of what f returned, when it was to be differentiated, had a graph."""
+        if self._detached is not False:
+            self._detached = not any(x.requires_grad for slope in slopes for x in slope)
 
     def vjp(
         self, t: Time, y: Leaves, p: Leaves, grad: OptionalLeaves
@@ -291,6 +298,8 @@ class VectorField:
         if not self._arg_leaves:
             return ()
         n = len(self._captures.items)
+        if self._plain:
+            return p[n : n + len(self.arguments)]
         tensors = iter(p[n : n + len(self.arguments)])
         leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self._arg_leaves]
         return self._args.unflatten(leaves)
@@ -300,7 +309,7 @@ class VectorField:
         if len(self._functions) == 1:
             return ()
         with torch.no_grad():
-            time = torch.as_tensor(t).to(dtype=self.time_dtype, device=self.device)
+            time = torch.as_tensor(t, dtype=self.time_dtype, device=self.device)
             cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
             return (torch.zeros_like(self._outputs.cost(cost)),)
 

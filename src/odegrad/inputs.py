@@ -164,8 +164,10 @@ def checked_times(ts: Any) -> tuple[Tensor, tuple[float, ...]]:
     if not isinstance(ts, Tensor):
         try:
             if any(isinstance(t, Tensor) for t in ts):
-                ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
-            ts = torch.as_tensor(ts, dtype=torch.float64)
+                ts = torch.stack(
+                    [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in ts]
+                )
+            ts = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidTypeError(
                 f"ts must be a 1-D tensor or a sequence of floats, received {type(ts).__name__}"

@@ -59,21 +59,23 @@ class SampleGrid:
         """That of samples, at least one, whose grids are given."""
         different = list({id(grid): grid for grid in grids}.values())
         number = {id(grid): u for u, grid in enumerate(different)}
-        which = torch.tensor([number[id(grid)] for grid in grids], dtype=torch.int64)
+        which = torch.tensor([number[id(grid)] for grid in grids], dtype=torch.int64, device="cpu")
         n = max(grid.n_steps for grid in different)
         size = (len(different), n)
-        segments = torch.zeros(size, dtype=torch.int64)
-        starts, widths = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
+        segments = torch.zeros(size, dtype=torch.int64, device="cpu")
+        starts, widths = (torch.zeros(size, dtype=torch.float64, device="cpu") for _ in range(2))
         for u, grid in enumerate(different):
             places = [(j, i) for j, s in enumerate(grid.segments) for i in range(len(s))]
             k, parts = len(places), grid.segments
-            segments[u, :k] = torch.tensor([j for j, _ in places], dtype=torch.int64)
+            segments[u, :k] = torch.tensor([j for j, _ in places], dtype=torch.int64, device="cpu")
             for x, values in (
                 (starts, [parts[j].start(i) for j, i in places]),
                 (widths, [parts[j].width(i) for j, i in places]),
             ):
-                x[u, :k] = torch.tensor(values, dtype=torch.float64)
-        counts = torch.tensor([grid.n_steps for grid in different], dtype=torch.int64)[which]
+                x[u, :k] = torch.tensor(values, dtype=torch.float64, device="cpu")
+        counts = torch.tensor(
+            [grid.n_steps for grid in different], dtype=torch.int64, device="cpu"
+        )[which]
         n_segments = max(len(grid.segments) for grid in different)
         j, start, width = (x[which].T.contiguous() for x in (segments, starts, widths))
         return SampleGrid(j, start, width, counts, n_segments)
@@ -81,7 +83,9 @@ class SampleGrid:
     @staticmethod
     def empty(n_segments: int) -> SampleGrid:
         """That of no samples."""
-        whole, real = (torch.zeros((0, 0), dtype=x) for x in (torch.int64, torch.float64))
+        whole, real = (
+            torch.zeros((0, 0), dtype=x, device="cpu") for x in (torch.int64, torch.float64)
+        )
         return SampleGrid(whole, real, real, whole[0:0].flatten(), n_segments)
 
     @property
@@ -97,7 +101,7 @@ class SampleGrid:
     @cached_property
     def active(self) -> Tensor:
         """Which sample takes a step in which round, bool of shape [N, B]."""
-        return torch.arange(self.n_steps)[:, None] < self.counts
+        return torch.arange(self.n_steps, device="cpu")[:, None] < self.counts
 
     @cached_property
     def lands(self) -> Tensor:
@@ -112,7 +116,7 @@ class SampleGrid:
 
         0 for a sample that takes no step at all.
         """
-        ends = torch.zeros((self.n_segments + 1, self.n_samples), dtype=torch.int64)
+        ends = torch.zeros((self.n_segments + 1, self.n_samples), dtype=torch.int64, device="cpu")
         n, b = self.lands.nonzero(as_tuple=True)
         ends[self.segments[n, b] + 1, b] = n + 1
         return ends
@@ -211,7 +215,7 @@ class SampleClock:
         self._lands: list[bool] = grid.lands.any(dim=1).tolist()
         self._times = times
         self._inside: list[list[tuple[Tensor, Tensor]]] = []
-        if stops is not None and stops.reads:
+        if n and stops is not None and stops.reads:
             ends = torch.cat([grid.starts[1:n], torch.ones_like(grid.starts[:1])])
             ends = ends.masked_fill(grid.lands, 1.0)
             reading = Reading(stops)

@@ -120,7 +120,7 @@ class Reading:
     def __init__(self, stops: SampleStops) -> None:
         self._stops = stops
         self._next = torch.zeros_like(stops.segments)
-        self._all = torch.arange(len(stops.segments))
+        self._all = torch.arange(len(stops.segments), device="cpu")
 
     def inside(self, taken: Tensor, segment: Tensor, stop: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(j, b) of the first time inside of a step of each sample, of the second, and so on.

@@ -25,11 +25,13 @@ __all__ = [
     "add",
     "align",
     "axpy",
+    "column",
     "combine",
     "inner",
     "is_half",
     "is_legacy_batched",
     "nbytes",
+    "number",
     "off_graph",
     "real_dtype",
     "rms_norm",
@@ -205,7 +207,7 @@ def _combined(
     pairs = [(w, k) for w, k in zip(weights, slopes, strict=False) if w != 0.0]
     if not pairs:
         return None
-    table = _column(tuple(w for w, _ in pairs), h.dtype, h.device) * h
+    table = column(tuple(w for w, _ in pairs), h.dtype, h.device) * h
     result: list[Tensor] = []
     for i, leaf in enumerate(pairs[0][1]):
         first = wide(leaf)
@@ -221,9 +223,17 @@ def _combined(
 
 
 @lru_cache(maxsize=1 << 10)
-def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers below each other."""
-    return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
+    with torch.inference_mode(False):  # or they would serve in no other mode
+        return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
+
+
+@lru_cache(maxsize=1 << 8)
+def number(x: float) -> Tensor:
+    """A number as a 0-dim float64 tensor on the CPU: torch makes one of each float at each call."""
+    with torch.inference_mode(False):  # or it would serve in no other mode
+        return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def inner(x: Leaves, y: OptionalLeaves, like: Tensor) -> Tensor:
@@ -254,7 +264,7 @@ def rms_norm(leaves: Leaves) -> Tensor:
         squares.append(wide.abs().square().sum() if wide.is_complex() else wide.square().sum())
         count += leaf.numel()
     if count == 0:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     first, *rest = squares
     for square in rest:
         first = first + square.to(first.device)

@@ -40,7 +40,7 @@ def step_term(subject: Subject, generator: torch.Generator) -> Check:
     clock = Clock(subject.grid, subject.times)
     landed = [clock.node(j) for j in range(len(subject.times))]
     pulled = subject.pull(Discrete(), Steps(1), times=tuple(times), landed=landed)
-    inside = torch.ones(len(times), dtype=torch.bool)
+    inside = torch.ones(len(times), dtype=torch.bool, device="cpu")
     inside[landed] = False
     bars = pulled.grads[-1] * inside
     last = len(subject.groups) - subject.timed
@@ -48,7 +48,7 @@ def step_term(subject: Subject, generator: torch.Generator) -> Check:
         v if k < last else torch.zeros_like(v) for k, v in enumerate(subject.directions(generator))
     )
     slope = abs(slope_along(subject, directions))
-    steps = torch.tensor(times).diff().abs()
+    steps = torch.tensor(times, device="cpu").diff().abs()
     bound = float((bars[:-1].abs() * steps.to(bars)).sum())
     numbers = {"bound": bound, "slope": slope, "interior": int(inside.sum())}
     if not slope:
@@ -76,7 +76,7 @@ def _rates(subject: Subject, directions: Leaves) -> Tensor | None:
         _, grid = subject.evaluate(directions, size, subject.stepsize)
         if [len(segment) for segment in grid.segments] != counts:
             return None
-        return torch.tensor(grid.times(subject.times), dtype=torch.float64)
+        return torch.tensor(grid.times(subject.times), dtype=torch.float64, device="cpu")
 
     last: Tensor | None = None
     for e in _SIZES:

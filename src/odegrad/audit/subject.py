@@ -155,7 +155,7 @@ class Subject:
     @property
     def inputs(self) -> Leaves:
         """Leaves of the state, p, times (float64)."""
-        ts = torch.tensor(self.times, dtype=torch.float64)
+        ts = torch.tensor(self.times, dtype=torch.float64, device="cpu")
         return (*self.y, *(x.detach() for x in self.p), ts)
 
     @property
@@ -214,7 +214,7 @@ class Subject:
         run.witness, run.scheme = witness, scheme or run.scheme
         timed = self.timed or times is not None
         y0 = tuple(x.clone().requires_grad_(i < self.n_state) for i, x in enumerate(self.y))
-        ts = torch.tensor(run.times, dtype=torch.float64, requires_grad=timed)
+        ts = torch.tensor(run.times, dtype=torch.float64, requires_grad=timed, device="cpu")
         with torch.enable_grad():
             outputs = unchecked(gradient).solve(run, y0, self.p, ts)
             seen = outputs if landed is None else tuple(x[list(landed)] for x in outputs)

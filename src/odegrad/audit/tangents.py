@@ -90,7 +90,7 @@ def _transposed_twice(subject: Subject, active: Sequence[int], directions: Leave
         reached, [given[i] for i in active], u, create_graph=True, materialize_grads=True,
         allow_unused=True,
     )  # fmt: skip
-    product = inner(pulled, directions, torch.zeros((), dtype=torch.float64))
+    product = inner(pulled, directions, torch.zeros((), dtype=torch.float64, device="cpu"))
     grads = filled(torch.autograd.grad(product, u, allow_unused=True), u)
     tangents = iter(grads)
     return tuple(next(tangents) if x.requires_grad else torch.zeros_like(x) for x in found)

@@ -61,7 +61,7 @@ def taylor(subject: Subject, generator: torch.Generator, left_out: Collection[st
 
 def slope_along(subject: Subject, directions: Leaves) -> float:
     """⟨g, v⟩."""
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
     return float(inner(directions, subject.first.grads, zero))
 
 

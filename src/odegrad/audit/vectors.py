@@ -50,13 +50,14 @@ def count(x: Tensor) -> int:
 def direction(x: Tensor, generator: torch.Generator, last: bool) -> Tensor:
     """A random direction of the size of x; times (`last`) move by parts of their smallest gap."""
     shape = (*x.shape, 2) if x.is_complex() else tuple(x.shape)
-    v = torch.randn(shape, generator=generator, dtype=torch.float64)
+    v = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     if last:
         gaps = x.diff().abs()
         size = float(gaps[gaps > 0].min()) / 4 if bool((gaps > 0).any()) else 0.0
         return size * v.clamp(-1, 1)
     v = (torch.view_as_complex(v) if x.is_complex() else v).to(x)
-    size = float(inner((x,), (x,), torch.zeros((), dtype=torch.float64))) / max(1, x.numel())
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
+    size = float(inner((x,), (x,), zero)) / max(1, x.numel())
     return v * (size**0.5 or 1.0)
 
 

@@ -7,6 +7,7 @@ from odegrad.bench.choice import BenchError, chosen
 from odegrad.bench.engines import (
     COMPILED,
     COMPILED_GRAPH,
+    EACH,
     ENGINES,
     GRAPH,
     STATES,
@@ -22,12 +23,13 @@ from odegrad.bench.timing import SHORTEST_SAMPLE, Timing, ratio, time_in_turn
 from odegrad.bench.workloads import WORKLOADS, Problem, Workload
 
 SYSTEMS: dict[str, System] = {
-    system.name: system for system in (*ENGINES, TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT)
+    system.name: system for system in (*ENGINES, EACH, TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT)
 }
 
 __all__ = [
     "COMPILED",
     "COMPILED_GRAPH",
+    "EACH",
     "ENGINES",
     "GRAPH",
     "SHORTEST_SAMPLE",

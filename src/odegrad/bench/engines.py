@@ -16,9 +16,9 @@ from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.schemes.base import Scheme
 from odegrad.solution import Solution
 from odegrad.solve import solve
-from odegrad.stepsize import StepSize
+from odegrad.stepsize import Steps, StepSize
 
-__all__ = ["COMPILED", "COMPILED_GRAPH", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
+__all__ = ["COMPILED", "COMPILED_GRAPH", "EACH", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
 
 
 _MOST_WALKED = 1000
@@ -33,11 +33,13 @@ class Engine:
         name: Its name.
         mode: The gradient mode.
         compiles: Whether to compile the solve.
+        each: Whether every sample takes steps of its own.
     """
 
     name: str
     mode: Gradient
     compiles: bool = False
+    each: bool = False
 
     @property
     def exact(self) -> bool:
@@ -49,8 +51,9 @@ class Engine:
         return workload.scheme
 
     def obstacle(self, workload: Workload) -> str | None:
-        """Whether this version of odegrad has the engine."""
-        del workload
+        """Whether this version of odegrad has the engine, and whether it differs from the others."""
+        if self.each and isinstance(workload.stepsize, Steps):
+            return "equal steps are the same for all samples"
         found = not self.compiles or "compile" in inspect.signature(solve).parameters
         return None if found else "not in this version of odegrad"
 
@@ -59,6 +62,8 @@ class Engine:
     ) -> Solution:
         """The solve of a workload, with other step sizes if they are given."""
         options: dict[str, Any] = {"compile": True} if self.compiles else {}
+        if self.each:
+            options["batch"] = 0
         return solve(
             problem.field,
             problem.y0,
@@ -84,7 +89,8 @@ class Engine:
             if s.accepted <= _MOST_WALKED:
                 # What a node of its own keeps is counted by the solve, graphs inside it included.
                 kept = max(s.kept_bytes, kept_bytes(leaves, problem.inputs))
-            return Counts(s.accepted, s.rejected, s.f_evaluations, kept)
+            size = len(leaves[0][0]) if self.each else 1
+            return Counts(s.accepted / size, s.rejected / size, s.f_evaluations, kept)
 
         return Prepared(gradient, count)
 
@@ -94,5 +100,7 @@ STATES = Engine("odegrad-states", Discrete())
 GRAPH = Engine("odegrad-graph", Discrete(StoreAll(keep=Keep.GRAPH)))
 COMPILED = Engine("odegrad-compiled", Discrete(), compiles=True)
 COMPILED_GRAPH = Engine("odegrad-compiled-graph", GRAPH.mode, compiles=True)
+EACH = Engine("odegrad-each", Discrete(), each=True)
 
 ENGINES = (TAPE, STATES, GRAPH, COMPILED, COMPILED_GRAPH)
+"""Those in which all samples take the same steps."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from odegrad.bench.kept import kept_bytes
 from odegrad.bench.systems import Counts, Prepared, differentiate, last
 from odegrad.bench.workloads import Workload
-from odegrad.schemes import RK38
+from odegrad.schemes import RK38, Dopri5
 from odegrad.schemes.base import Scheme
 from odegrad.stepsize import Steps
 
@@ -48,10 +48,11 @@ class Torchdiffeq:
         return RK38() if isinstance(workload.stepsize, Steps) else workload.scheme
 
     def obstacle(self, workload: Workload) -> str | None:
-        """Whether it is installed."""
-        del workload
-        found = importlib.util.find_spec("torchdiffeq")
-        return None if found else "torchdiffeq is not installed"
+        """Whether it is installed, and has the scheme."""
+        if importlib.util.find_spec("torchdiffeq") is None:
+            return "torchdiffeq is not installed"
+        has = isinstance(workload.stepsize, Steps) or isinstance(workload.scheme, Dopri5)
+        return None if has else f"not measured with {type(workload.scheme).__name__}"
 
     def prepare(self, workload: Workload) -> Prepared:
         """Builds the problem."""

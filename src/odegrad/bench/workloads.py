@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odegrad.schemes import RK4, Dopri5
+from odegrad.schemes import RK4, Dopri5, Tsit5
 from odegrad.schemes.base import Scheme
 from odegrad.stepsize import PID, Steps
 
@@ -85,11 +85,11 @@ class ContinuousFlow(nn.Module):
 
 
 class VanDerPol(nn.Module):
-    """x' = v, v' = μ (1 − x²) v − x with one learnable μ."""
+    """x' = v, v' = μ (1 − x²) v − x with one learnable μ, or one for each sample."""
 
-    def __init__(self, mu: float) -> None:
+    def __init__(self, mu: float | Tensor) -> None:
         super().__init__()
-        self.mu = nn.Parameter(torch.tensor(mu))
+        self.mu = nn.Parameter(torch.as_tensor(mu))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative at y of shape [batch, 2]."""
@@ -177,6 +177,10 @@ def _oscillators() -> tuple[nn.Module, State]:
     return VanDerPol(1.0), torch.randn(64, 2)
 
 
+def _unlike_oscillators() -> tuple[nn.Module, State]:
+    return VanDerPol(torch.logspace(-1.0, math.log10(25.0), 64)), 2.0 * torch.randn(64, 2)
+
+
 _LOOSE = PID(rtol=1e-5, atol=1e-5)
 _TINY = "MLP 2-50-50-2 tanh, batch 20"
 _MEDIUM = "MLP 64-256-256-64 tanh, batch 256"
@@ -203,6 +207,11 @@ WORKLOADS: dict[str, Workload] = {
             "vdp-dopri5",
             "Van der Pol oscillators, one learnable μ = 1, batch 64, Dopri5 at 1e-5",
             _oscillators, 5.0, Dopri5(), _LOOSE,
+        ),
+        Workload(
+            "vdp-tsit5",
+            "Van der Pol oscillators, 64 learnable μ from 0.1 to 25, Tsit5 at 1e-5",
+            _unlike_oscillators, 5.0, Tsit5(), _LOOSE,
         ),
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ __all__ = ["Ticks", "inside_of"]
 
 def inside_of(times: Tensor, numbers: list[int], rows: list[int], t: Tensor, dt: Tensor) -> Inside:
     """Times inside of steps, given their numbers, the row of the step of each, and all steps."""
-    steps = torch.tensor(rows)
+    steps = torch.tensor(rows, device="cpu")
     return Inside(numbers, steps, (times[numbers].detach() - t[steps]) / dt[steps])
 
 

@@ -80,7 +80,8 @@ def check_gradients(fitted: Fitted, times: Tensor, runs: int = RUNS) -> Gradient
         recorded = fitted.solve(times)
     grid = recorded.grid
     seed = torch.Generator().manual_seed(0)
-    weights = torch.randn(recorded.ys.shape, generator=seed, dtype=torch.float64).to(recorded.ys)
+    weights = torch.randn(recorded.ys.shape, generator=seed, dtype=torch.float64, device="cpu")
+    weights = weights.to(recorded.ys)
     parameters = list(fitted.model.parameters())
 
     def once(

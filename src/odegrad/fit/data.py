@@ -100,7 +100,7 @@ def read_series(path: Path, time: str | None = None, states: Sequence[str] | Non
     if len(table) < MIN_ROWS:
         problem = f"{len(table)} data rows, at least {MIN_ROWS} are needed"
         raise at(path, problem, "add rows below the header")
-    data = torch.tensor(table, dtype=torch.float64)
+    data = torch.tensor(table, dtype=torch.float64, device="cpu")
     return Series(path, time, states, data[:, 0], data[:, 1:], lines)
 
 
@@ -153,7 +153,8 @@ def _choose_columns(
         if name not in header:
             close = difflib.get_close_matches(name, header, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"choose {option} from the header"
-            problem = f"no such column, the header has {', '.join(header)}"
+            shown = (x if x.isprintable() else repr(x) for x in header)
+            problem = f"no such column, the header has {', '.join(shown)}"
             raise at(path, problem, fix, line=line, column=name)
     if time in chosen:
         raise OptionError(f"--state names the time column {time!r}; leave it out")

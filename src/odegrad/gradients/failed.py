@@ -26,7 +26,7 @@ def failed(outputs: Leaves, inputs: Leaves, differentiated: bool) -> Leaves:
     if not differentiated:
         return outputs
     if forward_transform() is not None:
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
         total = sum(((x.real if x.is_complex() else x).sum().to(zero) for x in inputs), zero)
         return tuple(x + (total * float("nan")).to(x) for x in outputs)
 

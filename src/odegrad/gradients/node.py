@@ -72,7 +72,7 @@ def plainly(thunk: Callable[[Leaves], T], inputs: Leaves) -> T:
 
     def primal(x: Leaves) -> tuple[Leaves, Leaves]:
         found.append(thunk(x))
-        return (), (torch.zeros(()),)
+        return (), (torch.zeros((), device="cpu"),)
 
     def transpose(*_: object) -> OptionalLeaves:
         raise AssertionError("nothing depends on this")

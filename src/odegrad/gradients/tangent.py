@@ -72,7 +72,7 @@ def _rule(run: Run, n_y: int) -> Rule:
         given = (*inputs[:-1], landing_times(inputs[-1]).detach())
         active = [i for i, need in enumerate(needs) if need]
         sizes = [_numbers(given[i]) for i in active]
-        pieces = torch.arange(sum(sizes)).split(_AT_ONCE)
+        pieces = torch.arange(sum(sizes), device="cpu").split(_AT_ONCE)
         values = [_derivatives(run, given, n_y, active, piece, grads) for piece in pieces]
         run.count()
         result: list[Tensor | None] = [None] * len(inputs)
@@ -93,7 +93,7 @@ def _derivatives(
 ) -> Tensor:
     """The derivatives of ⟨ȳ, outputs⟩ along some of the numbers of the active inputs, float64."""
     if not len(places):
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu")
     sizes = [_numbers(given[i]) for i in active]
 
     def along(row: Tensor) -> Leaves:

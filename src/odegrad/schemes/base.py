@@ -30,7 +30,7 @@ from odegrad.schemes.dense import Part, Read, part_of
 from odegrad.schemes.interpolant import Ends, bootstrapped
 from odegrad.state import Leaves, OptionalLeaves, Time, axpy
 
-__all__ = ["Scheme", "Step", "StepGrad"]
+__all__ = ["Scheme", "Step", "StepGrad", "pulled_by_graph"]
 
 
 class Step(NamedTuple):
@@ -120,6 +120,12 @@ class Scheme(ABC):
             carry: What the step before, or `init`, handed on.
             p: Parameters.
         """
+
+    def advance(
+        self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
+    ) -> Step:
+        """`step` where nobody asks for the error, which may be None."""
+        return self.step(field, t, dt, y, carry, p)
 
     def read(
         self,
@@ -219,31 +225,54 @@ class Scheme(ABC):
             reads: Where the state was read inside the step, and the cotangents of these states.
         """
         del kept
-        before = field.evaluations
-        with torch.enable_grad():
-            t_, dt_, y_, carry_ = _leaf(t), _leaf(dt), _leaves(y), _leaves(carry)
-            step = self.step(field, t_, dt_, y_, carry_, p)
-            at = [r.t if isinstance(r.t, Part) else _leaf(r.t) for r in reads]
-            inside = self.read(field, t_, dt_, y_, step, p, at) if reads else []
-        outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
-        for values, r in zip(inside, reads, strict=True):
-            outputs += values
-            cotangents += r.grad
-        for values, grads in [
-            (step.carry, grad_carry),
-            *zip(step.dense, grad_dense or [None] * len(step.dense), strict=True),
-        ]:
-            if grads is not None:
-                outputs += values
-                cotangents += grads
-        pulled = _pull(outputs, cotangents, [t_, dt_, *at], (*y_, *carry_), p)
-        field.transposes += field.evaluations - before
-        n = len(y)
-        grad_t, grad_dt, *grad_reads = pulled.times
-        end = tuple(x.detach() for x in step.y) if after else None
-        return StepGrad(
-            grad_t, grad_dt, pulled.y[:n], pulled.y[n:] or None, pulled.p, end, tuple(grad_reads)
+        return pulled_by_graph(
+            self, field, (t, dt), y, carry, p, grad_y, grad_carry, grad_dense, after, reads
         )
+
+
+def pulled_by_graph(
+    scheme: Scheme,
+    field: VectorField,
+    times: tuple[Time, Time],
+    y: Leaves,
+    carry: Leaves,
+    p: Leaves,
+    grad_y: Leaves,
+    grad_carry: Leaves | None = None,
+    grad_dense: Sequence[OptionalLeaves | None] | None = None,
+    after: bool = False,
+    reads: Sequence[Read] = (),
+    timed: bool = True,
+) -> StepGrad:
+    """`Scheme.step_vjp` for the times (t, dt); unless `timed`, these get no cotangents."""
+    before = field.evaluations
+    with torch.enable_grad():
+        t, dt = (_leaf(x) if timed or not isinstance(x, Tensor) else x.detach() for x in times)
+        y_, carry_ = _leaves(y), _leaves(carry)
+        step = scheme.advance(field, t, dt, y_, carry_, p)
+        if step.dense:  # the slopes; the first one is the carry, if there is one
+            field.note_graph(step.dense[bool(carry) :])
+        at = [r.t if isinstance(r.t, Part) else _leaf(r.t) for r in reads]
+        inside = scheme.read(field, t, dt, y_, step, p, at) if reads else []
+    outputs, cotangents = list(step.y), list[Tensor | None](grad_y)
+    for values, r in zip(inside, reads, strict=True):
+        outputs += values
+        cotangents += r.grad
+    for values, grads in [
+        (step.carry, grad_carry),
+        *zip(step.dense, grad_dense or [None] * len(step.dense), strict=True),
+    ]:
+        if grads is not None:
+            outputs += values
+            cotangents += grads
+    ends = [t, dt] if timed else []
+    pulled = _pull(outputs, cotangents, [*ends, *at], (*y_, *carry_), p)
+    field.transposes += field.evaluations - before
+    n, m = len(y), len(ends)
+    grad_t, grad_dt = pulled.times[:m] or (None, None)
+    end = tuple(x.detach() for x in step.y) if after else None
+    found, grad_reads = pulled.y, tuple(pulled.times[m:])
+    return StepGrad(grad_t, grad_dt, found[:n], found[n:] or None, pulled.p, end, grad_reads)
 
 
 class _Pulled(NamedTuple):

@@ -240,5 +240,5 @@ def _basis(values: tuple[float, ...], slopes: tuple[float, ...]) -> tuple[tuple[
     rows = [[x**m for m in powers] for x in values]
     rows += [[m * x ** (m - 1) for m in powers] for x in slopes]
     with _disable_current_modes():  # numbers are wanted, also where a step is being traced
-        inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64))
+        inverse: Any = torch.linalg.inv(torch.tensor(rows, dtype=torch.float64, device="cpu"))
         return tuple(map(tuple, inverse.T.tolist()))

@@ -16,9 +16,10 @@ as they are few enough.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from odegrad.schemes.part import Part
 from odegrad.state import Leaves, OptionalLeaves, Time
 
 __all__ = ["PerSample"]
+
+_StepOf: TypeAlias = Callable[[VectorField, Time, Time, Leaves, Leaves, Leaves], Step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +68,24 @@ class PerSample(Scheme):
         if bool(failed.all()):
             return dataclasses.replace(self, failed=failed)
         healthy = int((~failed).nonzero()[0])
-        source = torch.arange(len(failed)).masked_fill(failed, healthy)
+        source = torch.arange(len(failed), device="cpu").masked_fill(failed, healthy)
         y0 = tuple(x[source.to(x.device)] for x in self.y0)
         return dataclasses.replace(self, start=self.start[source], y0=y0, failed=failed)
 
+    def part(self, active: Tensor | None, p: Leaves) -> Part:
+        """How the active samples, bool of shape [B] or None for all, are evaluated."""
+        if active is None or bool(active.all()):
+            return Part(self.start, self.y0, p)
+        n, size = int(active.sum()), len(active)
+        if self.cut is not None and n and (4 * n <= 3 * size or self.failed is not None):
+            cut = [i for i, x in enumerate(self.cut) if x]
+            index = active.nonzero().squeeze(1)
+            return Part(self.start, self.y0, p, cut, size, index=index)
+        return Part(self.start, self.y0, p, size=size, mask=active)
+
     def init(self, field: VectorField, t: Time, y: Leaves, p: Leaves) -> Leaves:
         """The carry before the first step; 0 for samples that failed."""
-        part = self._part(self._healthy, p)
+        part = self.part(self._healthy, p)
         carry = self.base.init(field, part.time(t), part.state(y), part.read(p))
         return part.put(carry, None)
 
@@ -79,35 +93,48 @@ class PerSample(Scheme):
         self, field: VectorField, t: Time, y: Leaves, p: Leaves, grad_carry: Leaves
     ) -> StepGrad:
         """The transpose of `init`."""
-        part = self._part(self._healthy, p)
+        part = self.part(self._healthy, p)
         grad = part.take(grad_carry)
         grads = self.base.init_vjp(field, part.time(t), part.state(y), part.read(p), grad)
         grad_y, grad_p = part.put(grads.y, None), part.gathered(grads.p)
         return StepGrad(part.put_time(grads.t), None, grad_y, None, grad_p)
 
     def attempt(
-        self, field: VectorField, t: Tensor, dt: Tensor, y: Leaves, carry: Leaves, p: Leaves
+        self,
+        field: VectorField,
+        t: Tensor,
+        dt: Tensor,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+        part: Part | None = None,
     ) -> Step:
-        """A step, in which the entries of samples that take none mean nothing."""
-        part = self._part(~torch.isnan(dt), p)
-        step = self._taken(part, field, t, dt, y, carry, p)
+        """A step, in which the entries of samples that take none mean nothing.
+
+        `part` is that of the samples whose dt is a number, if it is known.
+        """
+        part = part or self.part(~torch.isnan(dt), p)
+        step = self._taken(self.base.step, part, field, t, dt, y, carry, p)
         return part.put_step(step, y, carry) if part.is_compact else step
 
     def step(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> Step:
         """One step of the samples that take one."""
-        assert isinstance(dt, Tensor)
-        part = self._part(~torch.isnan(dt.detach()), p)
-        step = self._taken(part, field, t, dt, y, carry, p)
-        return step if part.is_whole else part.put_step(step, y, carry)
+        return self._among(self.base.step, field, t, dt, y, carry, p)
+
+    def advance(
+        self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
+    ) -> Step:
+        """The same without an estimate of the error."""
+        return self._among(self.base.advance, field, t, dt, y, carry, p)
 
     def unstep(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> tuple[Leaves, Leaves]:
         """The inverse of `step`."""
         assert isinstance(dt, Tensor)
-        part = self._part(~torch.isnan(dt), p)
+        part = self.part(~torch.isnan(dt), p)
         state, own = part.state(y), part.take(carry)
         before = self.base.unstep(field, part.time(t), part.length(dt), state, own, part.read(p))
         return part.put(before[0], y), part.put(before[1], carry)
@@ -131,7 +158,7 @@ class PerSample(Scheme):
         assert isinstance(dt, Tensor)
         assert grad_dense is None, "nothing reads single samples inside of a step"
         assert not reads
-        part = self._part(~torch.isnan(dt), p)
+        part = self.part(~torch.isnan(dt), p)
         base = self.base
         pull = base.step_vjp
         if not self.timed and isinstance(base, ExplicitRungeKutta):
@@ -169,8 +196,25 @@ class PerSample(Scheme):
     def _healthy(self) -> Tensor | None:
         return None if self.failed is None else ~self.failed
 
+    def _among(
+        self,
+        step: _StepOf,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        carry: Leaves,
+        p: Leaves,
+    ) -> Step:
+        """A step of the samples that take one, put among the others."""
+        assert isinstance(dt, Tensor)
+        part = self.part(~torch.isnan(dt.detach()), p)
+        taken = self._taken(step, part, field, t, dt, y, carry, p)
+        return taken if part.is_whole else part.put_step(taken, y, carry)
+
     def _taken(
         self,
+        step: _StepOf,
         part: Part,
         field: VectorField,
         t: Time,
@@ -181,14 +225,4 @@ class PerSample(Scheme):
     ) -> Step:
         """The step of the base, of the samples that are evaluated."""
         state, own = part.state(y), part.take(carry)
-        return self.base.step(field, part.time(t), part.length(dt), state, own, part.read(p))
-
-    def _part(self, active: Tensor | None, p: Leaves) -> Part:
-        if active is None or bool(active.all()):
-            return Part(self.start, self.y0, p)
-        n, size = int(active.sum()), len(active)
-        if self.cut is not None and n and (4 * n <= 3 * size or self.failed is not None):
-            cut = [i for i, x in enumerate(self.cut) if x]
-            index = active.nonzero().squeeze(1)
-            return Part(self.start, self.y0, p, cut, size, index=index)
-        return Part(self.start, self.y0, p, size=size, mask=active)
+        return step(field, part.time(t), part.length(dt), state, own, part.read(p))

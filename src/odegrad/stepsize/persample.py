@@ -6,12 +6,13 @@ rounding, the steps that it takes alone.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, align, wide
+from odegrad.state import Leaves, align, number, wide
 from odegrad.stepsize.pid import PID, SMALLEST_RATIO, power
 
 __all__ = ["Judged", "judge", "sample_norms"]
@@ -35,11 +36,13 @@ def sample_norms(control: PID, x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
 
 def _rms(leaves: Leaves) -> Tensor:
     """The root mean square of each sample over all elements of all leaves."""
-    total, count = leaves[0].new_zeros(len(leaves[0]), dtype=leaves[0].real.dtype), 0
+    total, count = None, 0
     for x in leaves:
         squares = x.abs().square() if x.is_complex() else x.square()
-        total = total + (squares.flatten(1).sum(1) if squares.ndim > 1 else squares)
+        own = squares.flatten(1).sum(1) if squares.ndim > 1 else squares
+        total = own if total is None else total + own
         count += x.shape[1:].numel()
+    assert total is not None
     return (total / count).sqrt() if count else total
 
 
@@ -78,7 +81,6 @@ def judge(
         >>> judge(odegrad.PID(rtol=1e-6, safety=1.0), ratio, one, one, no, 2)[:2]
         (tensor([ True, False]), tensor([2.0000, 0.5000], dtype=torch.float64))
     """
-    finite = torch.isfinite(ratio)
     e = ratio.clamp(min=SMALLEST_RATIO)
     p, i, d = control.p, control.i, control.d
     factor = power(e, -(p + i + d) / order)
@@ -87,8 +89,9 @@ def judge(
     if d != 0.0:
         factor = factor * power(before, -d / order)
     factor = control.safety * factor
-    accept = finite & (ratio <= 1.0)
-    largest = torch.where(rejected, torch.ones_like(factor), control.factor_max)
-    largest = torch.where(accept, largest, control.safety)
+    accept = ratio <= 1.0
+    largest = torch.where(rejected, number(1.0), number(control.factor_max))
+    largest = torch.where(accept, largest, number(control.safety))
     factor = torch.minimum(factor.clamp(min=control.factor_min), largest)
-    return Judged(accept, torch.where(finite, factor, control.factor_min), e)
+    finite = ratio < math.inf  # and not NaN
+    return Judged(accept, torch.where(finite, factor, number(control.factor_min)), e)

@@ -216,7 +216,7 @@ def starting_step(
     """
     norm = control.scaled_norm
     with torch.no_grad():
-        time = torch.tensor(t, dtype=torch.float64)
+        time = torch.tensor(t, dtype=torch.float64, device="cpu")
         return -shared_number(-starting_size(field, norm, order, time, direction, y, p))
 
 

@@ -101,7 +101,7 @@ def solve_event(call: Call, event_fn: Callable[..., Tensor]) -> tuple[Tensor, An
     if torch.is_grad_enabled():
         time, leaves = solves.differentiable()
     else:
-        time = torch.tensor(crossing.time, dtype=torch.float64)
+        time = torch.tensor(crossing.time, dtype=torch.float64, device="cpu")
         leaves = crossing.state
     return time.to(call.t), _stacked(call, leaves)
 
@@ -125,7 +125,7 @@ class _Event:
 
     def number(self, t: float, leaves: tuple[Tensor, ...]) -> float:
         """The same as a float."""
-        return float(self(torch.tensor(t, dtype=torch.float64), leaves))
+        return float(self(torch.tensor(t, dtype=torch.float64, device="cpu"), leaves))
 
     def _values(self, t: Tensor, leaves: tuple[Tensor, ...]) -> Tensor:
         call = self._call
@@ -155,7 +155,7 @@ class _Solves:
     def differentiable(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The time of the event, and the state at it."""
         start, before = self._before()
-        tau = torch.tensor(self.crossing.time, dtype=torch.float64)
+        tau = torch.tensor(self.crossing.time, dtype=torch.float64, device="cpu")
         slack = self._slope(start.detach(), tuple(x.detach() for x in before), tau)
         time = tau
         for _ in range(2):
@@ -174,7 +174,7 @@ class _Solves:
         first, nodes = self.call.t[0].to("cpu", torch.float64), self.crossing.nodes
         if len(nodes) == 1:
             return first, self.call.leaves
-        start = torch.tensor(nodes[-1], dtype=torch.float64)
+        start = torch.tensor(nodes[-1], dtype=torch.float64, device="cpu")
         return start, self._solved(self.call.y0, first, start, Through(nodes))
 
     def _last(self, start: Tensor, before: tuple[Tensor, ...], stop: Tensor) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ class Adaptive(Forward):
         self.fractions, self.segments = [0.0], list[Segment]()
         size, n = 1 << (len(self.landed) - 1).bit_length(), len(self.landed)
         padding = [self.landed[-1]] * (size - n)
-        landings = torch.tensor([*self.landed, *padding], dtype=torch.float64)
+        landings = torch.tensor([*self.landed, *padding], dtype=torch.float64, device="cpu")
         self.landings = landings.to(self.device)
 
     def through(self) -> bool:
@@ -131,7 +131,7 @@ class Adaptive(Forward):
                 self.fractions = [0.0]
                 landed.append((self.run.landed[j + 1], r + 1))
         if numbers:
-            ends = (torch.tensor(x, dtype=torch.float64) for x in (t, dt))
+            ends = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (t, dt))
             self.read(inside_of(self.times, numbers, steps, *ends), rows, inside)
         for j, r in landed:
             self.outputs.put(j, self.row(rows, r, n)[: self.n_y])

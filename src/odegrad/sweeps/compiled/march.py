@@ -49,7 +49,7 @@ class Forward(ABC):
         self.pull, self.n = pull, 0
         self.outputs = outputs
         outputs.put(0, y)
-        self.times = torch.tensor(run.times, dtype=torch.float64)
+        self.times = torch.tensor(run.times, dtype=torch.float64, device="cpu")
         self.device = programs.device
         self.inside: Leaves = ()  # what states inside of the steps of a chunk are read from
         carry: Leaves = ()

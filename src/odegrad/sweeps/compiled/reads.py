@@ -72,7 +72,7 @@ class Reads:
 
     def _cotangents(self, at: Inside) -> Leaves:
         """Those of the states at the times, one row each."""
-        numbers = torch.tensor(at.numbers)
+        numbers = torch.tensor(at.numbers, device="cpu")
         return tuple(
             zeros(x, len(at.numbers)) if g is None else g[numbers.to(g.device)]
             for x, g in zip(self._y0, self._outputs, strict=True)

@@ -20,7 +20,7 @@ __all__ = ["SampleMonitor", "SampleRun", "SampleStats"]
 
 
 def _no_steps() -> Tensor:
-    return torch.zeros(0, dtype=torch.int64)
+    return torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class SampleRun(Run):
     """
 
     stats: SampleStats = dataclasses.field(default_factory=SampleStats)  # pyright: ignore[reportIncompatibleVariableOverride]
-    landings: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1))
+    landings: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, device="cpu"))
     cut: tuple[bool, ...] | None = None
     check_finite: bool = True
     steps: SampleGrid | None = None
@@ -85,7 +85,7 @@ class SampleRun(Run):
     @property
     def failed(self) -> Tensor:
         """Which samples failed, bool of shape [B]."""
-        failed = torch.zeros(self.n_samples, dtype=torch.bool)
+        failed = torch.zeros(self.n_samples, dtype=torch.bool, device="cpu")
         failed[list(self.failures)] = True
         return failed
 

@@ -49,8 +49,9 @@ class SampleCostate:
         self._grad_carry: Leaves | None = None
         self._grad_p = Total(len(p))
         shape = (run.accepted_steps.n_steps, run.n_samples)
-        self._grad_t = torch.zeros(shape if timed else (0, 0), dtype=torch.float64)
-        self._grad_dt, self._grad_start = torch.zeros_like(self._grad_t), torch.zeros(())
+        self._grad_t = torch.zeros(shape if timed else (0, 0), dtype=torch.float64, device="cpu")
+        self._grad_dt = torch.zeros_like(self._grad_t)
+        self._grad_start = torch.zeros((), device="cpu")
 
     def pull_round(
         self, scheme: PerSample, n: int, state: Leaves, snapshot: Snapshot | None,

@@ -54,7 +54,7 @@ def rounds(
         t, dt = clock.step(n)
         snapshot, before = field.snapshot(), field.evaluations
         try:
-            step = scheme.step(field, t, dt, y, carry, p)
+            step = scheme.advance(field, t, dt, y, carry, p)
         except Exception as error:
             annotate(error, f"in round {n} of a solve with batch=0")
             raise
@@ -82,7 +82,7 @@ def graphed(
         before = field.evaluations
         inputs = graphs.leaves((*state[0], *state[1]))
         with torch.enable_grad():
-            step = scheme.step(field, t, dt, inputs[:n_y], inputs[n_y:], p)
+            step = scheme.advance(field, t, dt, inputs[:n_y], inputs[n_y:], p)
         outputs = (*step.y, *step.carry)
         graphs.put(KeptStep(n, (t, dt), inputs, outputs, field.evaluations - before))
         state = (step.y, step.carry)

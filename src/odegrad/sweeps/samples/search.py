@@ -15,9 +15,9 @@ from torch import Tensor
 
 from odegrad.errors import RejectStep, annotate
 from odegrad.samplegrid import SampleGrid
-from odegrad.state import Leaves
+from odegrad.state import Leaves, number
 from odegrad.stepsize import PID
-from odegrad.stepsize.persample import judge, sample_norms
+from odegrad.stepsize.persample import Judged, judge, sample_norms
 from odegrad.stepsize.pid import starting_size
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
 from odegrad.sweeps.samples.batch import SampleRun
@@ -45,7 +45,7 @@ def search(
     """
     with torch.no_grad():
         march = _March(run, y, p)
-        while bool(march.active.any()):
+        while march.goes_on:
             if tape is not None:
                 tape.put(march.accepted, (*march.y, *march.carry))
             march.attempt(outputs, tape)
@@ -66,15 +66,20 @@ class _March:
         self._last_segment = self._times.shape[1] - 1
         self._limit = run.max_steps or DEFAULT_MAX_STEPS
         self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
-        self._all = torch.arange(size)
+        self._all = torch.arange(size, device="cpu")
         # Per sample: the segment, what of it is done, what the controller remembers.
-        self._j = torch.zeros(size, dtype=torch.int64)
-        self._sigma = torch.zeros(size, dtype=torch.float64)
-        self._last = self._before = torch.ones(size, dtype=torch.float64)
-        self._rejected = torch.zeros(size, dtype=torch.bool)
+        self._j = torch.zeros(size, dtype=torch.int64, device="cpu")
+        self._sigma = torch.zeros(size, dtype=torch.float64, device="cpu")
+        self._last = self._before = torch.ones(size, dtype=torch.float64, device="cpu")
+        self._rejected = torch.zeros(size, dtype=torch.bool, device="cpu")
+        self._remembers = control.p != 0.0 or control.d != 0.0
         self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
-        self.active = torch.full((size,), self._last_segment > 0)
+        self._set_active(torch.full((size,), self._last_segment > 0, device="cpu"))
         self._segment = self._located()
+        # A little larger than the steps that are too small, which are looked at exactly.
+        extent = torch.maximum(self._times.abs().amax(1), self._extent) if size else self._extent
+        tiny = extent * (16.0 * torch.finfo(torch.float64).eps)
+        self._tiny = tiny.clamp(min=control.dt_min)
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.y, self.carry = y, Leaves(())
         self._h = torch.ones_like(self._sigma)
@@ -107,41 +112,38 @@ class _March:
         span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
         return start, span, span.abs()
 
+    def _set_active(self, active: Tensor) -> None:
+        """Takes note of which samples are under way."""
+        self.active, self._part = active, None
+        self.goes_on, self._whole = bool(active.any()), bool(active.all())
+
     def attempt(self, outputs: Buffers, tape: SampleTape | None) -> None:
         """One step of all samples that are active."""
         run, control = self._run, self._control
         start, span, length = self._segment
-        size, left = self._h.clamp(max=control.dt_max), length * (1.0 - self._sigma)
+        size = self._h if control.dt_max == math.inf else self._h.clamp(max=control.dt_max)
+        left = length * (1.0 - self._sigma)
         lands = size >= left * (1.0 - 1e-10)
-        following = torch.where(lands, 1.0, self._sigma + size / length)
+        following = torch.where(lands, number(1.0), self._sigma + size / length)
         width = following - self._sigma
         t, dt, taken = start + span * self._sigma, span * width, length * width
         run.stats.rounds += 1
-        y, ratio = self._take(t, dt.masked_fill(~self.active, float("nan")), tape)
+        y, ratio = self._take(t, self._of_active(dt), tape)
         judged = judge(control, ratio, self._last, self._before, self._rejected, self._order)
-        accept = judged.accept & self.active
-        moved = accept & (taken > 0.0)
-        self._rows.append((accept, self._j, self._sigma, width))
-
-        # What `odegrad.sweeps.adaptive` does after a step that is accepted, and after one that is not.
-        h, proposed = self._h, taken * judged.factor
-        floor = proposed.clamp(min=control.dt_min)
-        retried = torch.where(torch.minimum(size, taken) > control.dt_min, floor, proposed)
-        cut = lands & (left < h) & ~self._rejected
-        grown = torch.where(cut, torch.maximum(h, floor), floor)
-        self._h = torch.where(accept, torch.where(moved, grown, h), retried)
-        self._before = torch.where(moved, self._last, self._before)
-        self._last = torch.where(moved, judged.last, self._last)
-        self._rejected = torch.where(moved, False, self._rejected | ~accept)
-        self._accept(accept, y)
+        accept = judged.accept if self._whole else judged.accept & self.active
         landed = accept & lands
-        stuck = self._stuck(t, landed)
-        self._sigma = torch.where(accept, torch.where(lands, 0.0, following), self._sigma)
-        if bool(landed.any()):
+        lands_any = bool(landed.any())
+        self._rows.append((accept, self._j, self._sigma, width))
+        self._plan(accept, judged, size, taken, (lands, left) if lands_any else None)
+        self._accept(accept, y)
+        stuck = self._stuck(landed)
+        forward = torch.where(lands, number(0.0), following) if lands_any else following
+        self._sigma = torch.where(accept, forward, self._sigma)
+        if lands_any:
             b = landed.nonzero().squeeze(1)
             self._j = self._j + landed
             outputs.put(self._j[b], b, self.y)
-            self.active = self.active & (self._j < self._last_segment)
+            self._set_active(self.active & (self._j < self._last_segment))
             self._segment = self._located()
         if bool(stuck.any()):
             self._look(stuck, t, taken, ratio)
@@ -149,41 +151,86 @@ class _March:
             dt = dt.masked_fill(~accept, float("nan"))
             run.monitor.step("forward", run.stats.rounds - 1, t, dt, self.y, run.stats)  # pyright: ignore
 
+    def _of_active(self, dt: Tensor) -> Tensor:
+        """Steps, NaN where samples sit out."""
+        return dt if self._whole else torch.where(self.active, dt, number(math.nan))
+
+    def _plan(
+        self,
+        accept: Tensor,
+        judged: Judged,
+        size: Tensor,
+        taken: Tensor,
+        landing: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """The size of the next attempt, and what the controller remembers of this one.
+
+        This is what `odegrad.sweeps.adaptive` does after a step that is accepted, and after one that is
+        not. An accepted step of no length, between equal times, leaves no trace.
+
+        Arguments:
+            accept: Which samples accept it.
+            judged: The controller's decisions.
+            size: The size that was asked for.
+            taken: The length that was taken.
+            landing: Which attempts end at a landing time, and how much was left; None if none that is
+                accepted does.
+        """
+        control, h = self._control, self._h
+        moved, reject = accept & (taken > 0.0), self.active ^ accept
+        stays = accept ^ moved
+        grown = retried = taken * judged.factor
+        if control.dt_min > 0.0:
+            grown = retried.clamp(min=control.dt_min)
+            retried = torch.where(torch.minimum(size, taken) > control.dt_min, grown, retried)
+        if landing is not None:
+            lands, left = landing
+            cut = lands & (left < h) & ~self._rejected
+            grown = torch.where(cut, torch.maximum(h, grown), grown)
+        follows = grown if grown is retried else torch.where(accept, grown, retried)
+        self._h = torch.where(stays, h, follows)
+        if self._remembers:
+            self._before = torch.where(moved, self._last, self._before)
+            self._last = torch.where(moved, judged.last, self._last)
+        self._rejected = reject | (self._rejected & stays)
+        self.accepted, self.rejected_steps = self.accepted + accept, self.rejected_steps + reject
+
     def _take(
-        self, t: Tensor, dt: Tensor, tape: SampleTape | None
+        self, t: Tensor, dt: Tensor, tape: SampleTape | None, half: bool = False
     ) -> tuple[tuple[Leaves, Leaves], Tensor]:
         """State and carry after a step of the samples whose dt is a number, and the error ratios.
 
         If f rejects the step, halves of the samples take it, to find for which it does.
         """
         run, n = self._run, self._run.field.n_state
+        if self._part is None:
+            self._part = self._scheme.part(self.active, self._p)
+        part = None if half else self._part
         try:
-            step = self._scheme.attempt(run.field, t, dt, self.y, self.carry, self._p)
+            step = self._scheme.attempt(run.field, t, dt, self.y, self.carry, self._p, part)
         except RejectStep:
             b = (~torch.isnan(dt)).nonzero().squeeze(1)
             if len(b) <= 1:
                 return (self.y, self.carry), torch.full_like(t, math.inf)
-            half = torch.zeros_like(self.active)
-            half[b[: len(b) // 2]] = True
+            some = torch.zeros_like(self.active)
+            some[b[: len(b) // 2]] = True
             nan = float("nan")
-            one, ratio = self._take(t, dt.masked_fill(~half, nan), tape)
-            two, other = self._take(t, dt.masked_fill(half, nan), tape)
-            mask = half.to(self.y[0].device)
+            one, ratio = self._take(t, dt.masked_fill(~some, nan), tape, half=True)
+            two, other = self._take(t, dt.masked_fill(some, nan), tape, half=True)
+            mask = some.to(self.y[0].device)
             both = _choose(mask, one[0], two[0]), _choose(mask, one[1], two[1])
-            return both, torch.where(half, ratio, other)
+            return both, torch.where(some, ratio, other)
         except Exception as error:
             annotate(error, f"in round {run.stats.rounds - 1} of a solve with batch=0")
             raise
         assert step.error is not None
         if tape is not None:
-            tape.put_slopes(self.accepted, step.dense, ~torch.isnan(dt))
+            tape.put_slopes(self.accepted, step.dense, dt)
         ratio = sample_norms(self._control, step.error[:n], self.y[:n], step.y[:n])
         return (step.y, step.carry), ratio.to(device="cpu", dtype=torch.float64)
 
     def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves]) -> None:
-        self.accepted = self.accepted + accept
-        self.rejected_steps = self.rejected_steps + (self.active & ~accept)
-        if bool(accept.all()):
+        if self._whole and bool(accept.all()):
             self.y, self.carry = after
             return
         mask = accept.to(self.y[0].device)
@@ -192,13 +239,12 @@ class _March:
 
     # Failures.
 
-    def _stuck(self, t: Tensor, landed: Tensor) -> Tensor:
+    def _stuck(self, landed: Tensor) -> Tensor:
         """The samples that have to be looked at: the next step is very small, or there were many."""
-        extent = torch.maximum(t.abs(), self._extent)
-        # A little larger than what is too small, which is looked at exactly.
-        tiny = (extent * (16.0 * torch.finfo(torch.float64).eps)).clamp(min=self._control.dt_min)
-        many = self.accepted + self.rejected_steps >= self._limit
-        return self.active & ~landed & ((self._h < tiny) | many)
+        stuck = self._h < self._tiny
+        if self._run.stats.rounds >= self._limit:
+            stuck = stuck | (self.accepted + self.rejected_steps >= self._limit)
+        return stuck & self.active & ~landed
 
     def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
         """Samples that cannot go on fail."""
@@ -219,7 +265,7 @@ class _March:
             if error is not None:
                 run.stats.tell(self.accepted, self.rejected_steps)
                 run.fail(b, error)
-                self.active[b] = False
+                self._set_active(self.active & (self._all != b))
         if run.failures:
             self._scheme = run.persample(self._scheme.y0)
 
@@ -228,9 +274,9 @@ class _March:
         size, counts = self._run.n_samples, self.accepted
         n = int(counts.max()) if size else 0
         parts = (
-            torch.zeros((n, size), dtype=torch.int64),
-            torch.zeros((n, size), dtype=torch.float64),
-            torch.zeros((n, size), dtype=torch.float64),
+            torch.zeros((n, size), dtype=torch.int64, device="cpu"),
+            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
+            torch.zeros((n, size), dtype=torch.float64, device="cpu"),
         )
         if self._rows:
             accept, *columns = (torch.stack(x) for x in zip(*self._rows, strict=True))

@@ -32,20 +32,21 @@ class SampleTape:
 
     def __init__(self, keep: Keep) -> None:
         self._stages, self._columns, self._width = keep is Keep.STAGES, Leaves(()), 0
-        self._size, self._puts = 0, 0
+        self._size, self._puts, self._all = 0, 0, torch.arange(0, device="cpu")
 
     def put(self, counts: Tensor, state: Leaves) -> None:
         """Takes in the states before step `counts` of each sample, int64 of shape [B] on the CPU."""
         self._width = len(state)
-        self._write(counts, torch.arange(len(counts)), state, 0)
+        self._write(counts, None, state, 0)
 
-    def put_slopes(self, counts: Tensor, slopes: Sequence[Leaves], active: Tensor) -> None:
-        """Takes in the slopes of an attempt of active samples, bool of shape [B]; the last one counts."""
+    def put_slopes(self, counts: Tensor, slopes: Sequence[Leaves], dt: Tensor) -> None:
+        """Takes in the slopes of an attempt of the samples whose dt is a number; the last one counts."""
         if self._stages:
             flat = tuple(x for slope in slopes for x in slope)
-            self._write(counts, active.nonzero().squeeze(1), flat, self._width)
+            self._write(counts, (~torch.isnan(dt)).nonzero().squeeze(1), flat, self._width)
 
-    def _write(self, counts: Tensor, samples: Tensor, leaves: Leaves, first: int) -> None:
+    def _write(self, counts: Tensor, samples: Tensor | None, leaves: Leaves, first: int) -> None:
+        """Writes the rows of some samples, or of all, from column `first` on."""
         if not leaves or not len(counts):
             return
         self._puts += not first  # as many rows as that at most
@@ -64,11 +65,16 @@ class SampleTape:
                 torch.cat([x, x.new_zeros((more, *x.shape[1:]))]) for x in self._columns
             )
             self._size += more
-        device = leaves[0].device
-        samples = samples.to(device)
-        place = (counts.to(device)[samples], samples)
+        device, size = leaves[0].device, len(counts)
+        if len(self._all) != size:
+            self._all = torch.arange(size, device=counts.device)
+        place = (counts * size + self._all).to(device)
+        if samples is not None:
+            samples = samples.to(device)
+            place = place[samples]
         for column, leaf in zip(self._columns[first:last], leaves, strict=True):
-            column[place] = leaf[samples]
+            rows = leaf if samples is None else leaf[samples]
+            column.flatten(0, 1).index_copy_(0, place, rows)
 
     def get(self, n: int, n_leaves: int) -> tuple[Leaves, None, list[Leaves] | None]:
         """The states before round n, what was kept beside them (nothing), and the slopes.
