@@ -22,7 +22,7 @@ from torch import Tensor
 
 from odegrad.errors import InvalidValueError
 from odegrad.grid import Grid, Nodes, Segment, Uniform
-from odegrad.samplestops import Reading, SampleStops
+from odegrad.samplestops import Reading, SampleStops, scattered
 
 __all__ = ["SampleClock", "SampleGrid"]
 
@@ -240,9 +240,9 @@ class SampleClock:
         """
         if not self._inside:
             return []
-        assert self._times is not None
-        times, nan = self._times, torch.full_like(self._t[n].detach(), float("nan"))
-        return [((j, b), nan.index_copy(0, b, times[b, j])) for j, b in self._inside[n]]
+        times = self._times
+        assert times is not None
+        return [((j, b), scattered(times, j, b)) for j, b in self._inside[n]]
 
     def vjp(self, grad_t: Tensor, grad_dt: Tensor) -> Tensor:
         """The cotangent of the landing times, shape [B, n_segments + 1].

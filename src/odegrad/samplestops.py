@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Reading", "SampleStops"]
+__all__ = ["Reading", "SampleStops", "scattered"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,9 @@ class SampleStops:
             read: Which times are read, bool of shape [B, T]; by default all that are no such ends.
         """
         most, device = max(map(len, source)), times.device
-        rows = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in source], device=device)
+        rows = torch.tensor(
+            [[*row, *[row[-1]] * (most - len(row))] for row in source], device=device
+        )
         segments = torch.tensor([len(row) - 1 for row in source], device=device)
         size, count = times.shape
         if read is None:
@@ -142,6 +144,12 @@ class Reading:
             found.append((stops.order[b, place[b]], b))
             self._next = place + hit
         return found
+
+
+def scattered(times: Tensor, j: Tensor, b: Tensor) -> Tensor:
+    """The times j of the samples b, shape [B], NaN for other samples; `times` is of shape [B, T]."""
+    nan = torch.full_like(times[:, 0].detach(), float("nan"))
+    return nan.index_copy(0, b, times[b, j])
 
 
 def _landings(times: Tensor, breaks: Tensor, source: Tensor) -> Tensor:
