@@ -56,6 +56,8 @@ class SampleProblem:
             with torch.no_grad():
                 outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
         if run.failures:
+            if run.reached is None:  # they failed in an earlier solve
+                run.reached = tuple(torch.full_like(x, float("nan")) for x in outputs)
             outputs = with_failed(run, outputs, (*y, *p, ts), len(y), self.nan)
         return outputs
 

@@ -68,13 +68,12 @@ class SampleStops:
         sign = torch.where(landings[:, -1:] < landings[:, :1], -1.0, 1.0).to(times)
         key = (sign * times).masked_fill(~read, float("inf"))
         order = key.argsort(dim=1, stable=True)[:, : int(read.sum(1).max())]
-        # Ends of segments behind which there are others: a time there is in the next segment.
-        inner = (sign * landings[:, 1:]).contiguous()
-        last = torch.arange(most - 1, device=device) >= segments[:, None] - 1
-        inner = inner.masked_fill(last, float("inf"))
+        # A time at the end of a segment is in the next one, if there is one of some length.
+        inner = sign * landings[:, 1:]
+        inner = inner.masked_fill(inner >= inner[:, -1:], float("inf")).contiguous()
         found = times.gather(1, order)
         at = torch.searchsorted(inner, (sign * found).contiguous(), right=True)
-        at = torch.minimum(at, (segments[:, None] - 1).clamp(min=0))
+        at = at.clamp(max=most - 2)  # of times that are not read
         start, stop = landings.gather(1, at), landings.gather(1, at + 1)
         span = stop - start
         flat = span == 0.0

@@ -26,12 +26,12 @@ class Part:
 
 
 def part_of(time: Time | Part, t: Time, dt: Time) -> Time:
-    """x = (time − t) / h; of a sample whose step has no length, (time − t)."""
+    """x = (time − t) / h; in a step without length, time − t."""
     if isinstance(time, Part):
         return time.x
-    if isinstance(dt, Tensor) and dt.ndim:
-        dt = torch.where(dt == 0.0, number(1.0), dt)
-    return (time - t) / dt
+    if isinstance(dt, Tensor):
+        dt = torch.where(dt == 0.0, number(1.0).to(dt.dtype), dt)
+    return (time - t) / (dt if isinstance(dt, Tensor) or dt else 1.0)
 
 
 class Read:
