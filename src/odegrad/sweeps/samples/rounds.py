@@ -112,7 +112,7 @@ def replayed(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
     grid, scheme = run.accepted_steps, run.persample(y)
     clock, states, inside = run.rounds_of(grid, times), [y], list[Found]()
     if grid.n_steps:
-        carry = scheme.init(run.field, times[:, 0], y, p)
+        carry = scheme.init(run.field, times[:, 0].contiguous(), y, p)
         for found in rounds(run, scheme, clock, 0, grid.n_steps, y, carry, p):
             states.append(found.step.y)
             wanted, args = clock.reads(found.n), (found.t, found.dt, found.y, found.step, p)

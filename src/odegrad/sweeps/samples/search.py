@@ -98,7 +98,7 @@ class _March:
         if control.dt0 is not None:
             return torch.full_like(self._sigma, control.dt0)
         device = self.y[0].device
-        start = self._times[:, 0].to(device)
+        start = self._times[:, 0].contiguous().to(device)
         direction = torch.where(self._times[:, -1] < self._times[:, 0], -1.0, 1.0).to(start)
 
         def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
