@@ -507,8 +507,8 @@ MUTANTS = [
     Mutant(
         "h k is rounded before it is added to y",
         "state.py",
-        "terms = map(wide, slope)\n            result = [a + k * align(c, k)",
-        "terms = slope\n            result = [a + k * align(c, k)",
+        "            terms = scale(h * weight, tuple(map(wide, slope)))",
+        "            terms = scale(h * weight, slope)",
         "tests/test_mixed_precision.py",
     ),
     # Second derivatives.

@@ -28,6 +28,7 @@ from odegrad import (
     StoreAll,
     Tape,
 )
+from odegrad.state import axpy
 from oracles import rk_step
 
 TIMES = [0.0, 0.4, 1.0]
@@ -325,3 +326,13 @@ def test_grad_scaler() -> None:
             p.copy_(old)
     expected = torch.autograd.grad(value(), list(net.parameters()))
     assert relative(grads, list(expected)) < 4 * float(torch.finfo(torch.float16).eps)
+
+
+def test_terms_of_an_increment_are_not_rounded():
+    """h (k_2 − k_1) is right to a rounding of itself, though the slopes differ in the last place only."""
+    one, zero = torch.ones(1, dtype=torch.bfloat16), (torch.zeros(1, dtype=torch.bfloat16),)
+    k1, k2 = one, one + torch.finfo(torch.bfloat16).eps
+    (found,) = axpy(zero, 1 / 3, (-1.0, 1.0), ((k1,), (k2,)))
+    exact = torch.finfo(torch.bfloat16).eps / 3
+    assert found.dtype is torch.bfloat16
+    assert abs(float(found) - exact) < 4e-3 * exact

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from odegrad.field import VectorField
 from odegrad.schemes import (
     ALF,
     RK4,
@@ -24,6 +25,7 @@ from odegrad.schemes import (
 )
 from odegrad.schemes.multistep import Adams
 from odegrad.schemes.tableau import trees
+from odegrad.state import Structure
 from oracles import adams_step, columns, randn_like, real_inner, rk_step
 from problems import BATCH, PROBLEMS, forced, mlp
 
@@ -286,6 +288,18 @@ def test_missing_cotangents_are_zeros(scheme):
     close((x.t, x.dt, x.y), (y.t, y.dt, y.y))
     close(zeros(x.p, a.p), zeros(y.p, b.p))
     close(zeros(x.carry or (), a.carry), zeros(y.carry or (), b.carry))
+
+
+@schemes
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_increments_are_summed_before_they_are_added(scheme, per_sample):
+    """A large state is rounded once in a step, not once for each slope: the terms alone are lost."""
+    y = (torch.full((1, 2), 2.0**24),)
+    field = VectorField(lambda t, y: torch.ones_like(y), Structure(y[0]), y)
+    h = torch.full((1,), 2.0, dtype=F64) if per_sample else 2.0
+    t = 0.0 * h
+    step = scheme.step(field, t, h, y, scheme.init(field, t, y, ()), ())
+    assert step.y[0].tolist() == [[2.0**24 + 2.0] * 2]
 
 
 @every_scheme

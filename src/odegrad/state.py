@@ -10,7 +10,7 @@ is formed in single precision and rounded once: what is stored is what f is eval
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -175,12 +175,14 @@ def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leav
         if weight == 0.0:
             continue
         terms = scale(h * weight, tuple(map(wide, slope)))
-        total = list(terms) if total is None else [a + b for a, b in zip(total, terms, strict=True)]
+        total = list(terms) if total is None else list(map(torch.add, total, terms))
     return None if total is None else rounded(total, slopes[0])
 
 
 def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) -> Leaves:
-    """y + h Σ_j w_j k_j, summed from left to right, zero weights skipped.
+    """y + (h Σ_j w_j k_j), the sum from left to right, zero weights skipped.
+
+    The increment is summed before it is added: it is small, and y is rounded once.
 
     Arguments:
         y: The state, leaves of any shape.
@@ -191,13 +193,14 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
     if isinstance(h, Tensor) and h.ndim == 1 and not any(isinstance(w, Tensor) for w in weights):
         numbers = tuple(w for w in weights if not isinstance(w, Tensor))
         return _combined(y, h, numbers, slopes) or y
-    result = list(map(wide, y))
+    total: list[Tensor] | None = None
     for weight, slope in zip(weights, slopes, strict=False):
         if isinstance(weight, Tensor) or weight != 0.0:
-            c = h * weight
-            terms = map(wide, slope)
-            result = [a + k * align(c, k) for a, k in zip(result, terms, strict=True)]
-    return rounded(result, y)
+            terms = scale(h * weight, tuple(map(wide, slope)))
+            total = list(terms) if total is None else list(map(torch.add, total, terms))
+    if total is None:
+        return y
+    return rounded([wide(a) + b for a, b in zip(y, total, strict=True)], y)
 
 
 def _combined(
@@ -213,12 +216,9 @@ def _combined(
         first = wide(leaf)
         steps = table.to(device=leaf.device, dtype=real_dtype(first.dtype))
         steps = steps.reshape(*table.shape, *[1] * (leaf.ndim - 1)).unbind()
-        total = None if y is None else wide(y[i])
-        for (_, k), c in zip(pairs, steps, strict=True):
-            term = wide(k[i]) * c
-            total = term if total is None else total + term
-        assert total is not None
-        result.append(total)
+        terms = [wide(k[i]) * c for (_, k), c in zip(pairs, steps, strict=True)]
+        total = reduce(torch.add, terms)
+        result.append(total if y is None else wide(y[i]) + total)
     return rounded(result, pairs[0][1] if y is None else y)
 
 

@@ -151,6 +151,20 @@ def test_all_methods_find_events_in_both_directions(method, reverse):
     assert ys.shape == (2, 1)
 
 
+@pytest.mark.parametrize("method", FIXED)
+def test_events_of_a_slow_state_in_single_precision(method):
+    """A unit in the last place of the state is 1e-6 in time: it must be lost once in a step at most."""
+    t, _ = odeint_event(
+        lambda t, y: 0.2 + 0.0 * y,
+        torch.tensor([3.2]),
+        torch.tensor(0.0),
+        event_fn=lambda t, y: y - 3.5,
+        method=method,
+        options={"step_size": 0.01},
+    )
+    assert t.item() == pytest.approx(1.5, rel=1e-4)
+
+
 def test_the_first_of_several_conditions_and_tuple_states():
     y0 = (torch.tensor(0.0, dtype=DOUBLE), torch.tensor([4.0], dtype=DOUBLE))
     t, (a, b) = odeint_event(

@@ -3,18 +3,18 @@
 The rows of weights w_i of a step are those of its stages, of its end, and of its error estimate. Each is
 wanted as
 
-    z_i = y + Σ_j h w_ij k_j,
+    z_i = y + (Σ_j h w_ij k_j),
 
-summed from left to right, zero weights skipped, as `odegrad.state.axpy` sums. As soon as k_j is known its
-products with h w_ij for all i are formed by one multiplication, and a row is a sum of such products: the
-same numbers to the last bit, in a fraction of the operations, which for small batches are what a step
+the sum from left to right, zero weights skipped, as `odegrad.state.axpy` sums. As soon as k_j is known
+its products with h w_ij for all i are formed by one multiplication, and a row is a sum of such products:
+the same numbers to the last bit, in a fraction of the operations, which for small batches are what a step
 costs. The transpose, which autograd takes, saves as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -68,20 +68,14 @@ class Columns:
 
     def at(self, i: int, y: Leaves) -> Leaves:
         """y + Σ_j h w_ij k_j over the slopes so far."""
-        return rounded(
-            [_sum(terms, wide(x)) for terms, x in zip(self._terms[i], y, strict=True)], y
-        )
+        if not self._terms[i][0]:
+            return y
+        sums = [reduce(torch.add, terms) for terms in self._terms[i]]
+        return rounded([wide(x) + total for x, total in zip(y, sums, strict=True)], y)
 
     def alone(self, i: int) -> Leaves:
         """Σ_j h w_ij k_j over the slopes so far, one of them at least."""
-        sums = [_sum(terms[1:], terms[0]) for terms in self._terms[i]]
-        return rounded(sums, self._like)
-
-
-def _sum(terms: Sequence[Tensor], total: Tensor) -> Tensor:
-    for term in terms:
-        total = total + term
-    return total
+        return rounded([reduce(torch.add, terms) for terms in self._terms[i]], self._like)
 
 
 @lru_cache(maxsize=1 << 8)
