@@ -591,6 +591,70 @@ MUTANTS = [
         "func, landing)",
         "tests/compat/test_gradients.py",
     ),
+    # Events.
+    Mutant(
+        "an event's time has the slope of something else",
+        "events/implicit.py",
+        "-grads[0] / self._root.slope",
+        "-grads[0] / (1.01 * self._root.slope)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the steps after a jump do not move with it",
+        "events/following.py",
+        "ts = torch.cat([time.reshape(1), problem.ts[j:]])",
+        "ts = torch.cat([time.detach().reshape(1), problem.ts[j:]])",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the state at an event does not move with its time",
+        "events/implicit.py",
+        "return time, found.state(time, curve.values)",
+        "return time, found.state(time.detach(), curve.values)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event occurs again at once after its own jump",
+        "events/watch.py",
+        "        if self._fresh[i]:  # from",
+        "        if False:  # from",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event at the same time as another one's jump is lost",
+        "events/watch.py",
+        "elif own is None or i == own or not self._sides[i]:",
+        "else:",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "a higher derivative of an event lacks an iteration",
+        "events/implicit.py",
+        "for _ in range(highest):",
+        "for _ in range(highest - 1):",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "higher derivatives of a node are those of a map that is right to order 0",
+        "gradients/node.py",
+        "outputs = self.map(order - 1, arguments, highest)",
+        "outputs = self.map(order - 1, arguments)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event reads the args of the solve, not those to be differentiated",
+        "events/reads.py",
+        "lambda: thunk(args))",
+        "lambda: thunk(self._args.unflatten(self._leaves)))",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "what an event reads may change before its gradient",
+        "events/implicit.py",
+        "        del kept, retain\n        self.reads.check_unchanged()",
+        "        del kept, retain",
+        "tests/test_events.py",
+    ),
 ]
 
 

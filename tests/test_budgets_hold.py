@@ -155,6 +155,58 @@ def test_a_cold_planner_keeps_to_the_budget() -> None:
     assert peak_bytes(gradient, CPU) <= memory
 
 
+@pytest.mark.parametrize("scheme", [Euler(), odegrad.RK4(), odegrad.Tsit5()], ids=str)
+@pytest.mark.parametrize("kib", [630, 780, 1100, 1500])
+def test_a_cold_planner_counts_the_sums(scheme: Any, kib: int) -> None:
+    """The sums of the parameter gradient are most of it; what was refused is not looked at."""
+    y0, memory = torch.zeros(SHAPE, requires_grad=True), kib << 10
+    refused = False
+
+    def gradient() -> None:
+        nonlocal refused
+        try:
+            sol = odegrad.solve(
+                FIELDS["a network"], y0, [0.0, 1.0], scheme=scheme, stepsize=Steps(60),
+                gradient=Discrete(memory=memory),
+            )  # fmt: skip
+            sol.ys.backward(torch.ones_like(sol.ys))
+        except MemoryBudgetError:
+            refused = True
+
+    BIG(y0).sum().backward()  # what torch allocates once and for all
+    forget_gradients()
+    y0.grad = None
+    rehearsal._KNOWN.clear()
+    found = peak_bytes(gradient, CPU)
+    forget_gradients()
+    assert refused == (kib < 1000 and scheme != Euler())
+    assert refused or found <= memory
+
+
+def test_more_rows_are_rehearsed_with_more_memory() -> None:
+    """What was found within a small budget does not stand in for what a large one allows."""
+    y0 = torch.zeros(SHAPE, requires_grad=True)
+
+    def rows(memory: int | None) -> int:
+        plan = odegrad.plan(
+            FIELDS["a layer"], y0, [0.0, 1.0], scheme=odegrad.RK4(), stepsize=Steps(200), show=False,
+            gradient=Discrete(Blockwise(odegrad.Binomial(2), 4), memory=memory),
+        )  # fmt: skip
+        return plan.row_bytes
+
+    rehearsal._KNOWN.clear()
+    known = rows(None)
+    rehearsal._KNOWN.clear()
+    refused = 0
+    for kib in (100, 130, 160, 200, 260, 350, 500):
+        try:
+            assert rows(kib << 10) <= known
+        except MemoryBudgetError:
+            refused += 1
+    assert refused
+    assert rows(1 << 20) == rows(None) == known
+
+
 def test_what_is_used_again_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many solves with one f, those that were not used for the longest time are forgotten."""
     measured: list[Any] = []

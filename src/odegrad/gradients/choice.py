@@ -14,7 +14,7 @@ many states as there is room for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from odegrad.budget import size
 from odegrad.checkpoints import (
@@ -28,6 +28,7 @@ from odegrad.checkpoints import (
 )
 from odegrad.errors import MemoryBudgetError
 from odegrad.gradients.forecast import predicted_peak
+from odegrad.gradients.ladder import sums_held
 from odegrad.gradients.needs import Kind
 from odegrad.gradients.rehearsal import Rehearsal
 from odegrad.state import is_half
@@ -45,19 +46,19 @@ def chosen(rehearsal: Rehearsal, budget: int) -> Checkpoints:
     Raises:
         MemoryBudgetError: If none keeps to it.
     """
-    best: tuple[float, int, Checkpoints] | None = None
+    fitting: list[tuple[float, int, Checkpoints]] = []
     least: int | None = None
     n = MANY if rehearsal.n_steps is None else rehearsal.n_steps
-    for extra, checkpoints, smallest in _candidates(rehearsal, budget):
+    for extra, checkpoints, smallest in _candidates(rehearsal, budget, fitting):
         peak = predicted_peak(rehearsal, checkpoints, n)
         if peak > budget:
             least = min(least or peak, peak) if smallest else least
-        elif best is None or (extra, peak) < best[:2]:
-            best = (extra, peak, checkpoints)
+        else:
+            fitting.append((extra, peak, checkpoints))
             if extra == 0:
                 break
-    if best is not None:
-        return best[2]
+    if fitting:
+        return min(fitting, key=lambda x: x[:2])[2]
     raise MemoryBudgetError(_too_little(rehearsal, budget, least))
 
 
@@ -74,16 +75,18 @@ def _too_little(rehearsal: Rehearsal, budget: int, least: int | None) -> str:
     return message + "Raise memory, or split the batch"
 
 
-def _candidates(rehearsal: Rehearsal, budget: int) -> Iterator[tuple[float, Checkpoints, bool]]:
-    """(extra steps, schedule, whether it is the smallest of its kind)."""
+def _candidates(
+    rehearsal: Rehearsal, budget: int, fitting: Sequence[object]
+) -> Iterator[tuple[float, Checkpoints, bool]]:
+    """(extra steps, schedule, whether it is the smallest of its kind); `fitting` has those that fit."""
     n, compiled = rehearsal.n_steps, rehearsal.run.programs is not None
     few = n is not None
     if n is not None and not compiled:
         few = n * rehearsal.step_graph < 2 * budget
-    if few and _fits(rehearsal, Kind("all", Keep.GRAPH), budget):
+    if few and _fits(rehearsal, Kind("all", Keep.GRAPH), budget, False):
         yield 0, StoreAll(Keep.GRAPH), False
     for kind in _kinds(compiled):
-        if not _fits(rehearsal, kind, budget):
+        if not _fits(rehearsal, kind, budget, bool(fitting)):
             continue
         needs, chunk = rehearsal.needs(kind), rehearsal.chunk(kind.keep)
         most = (budget - rehearsal.outputs - needs.work) // max(1, needs.row)
@@ -100,13 +103,20 @@ def _candidates(rehearsal: Rehearsal, budget: int) -> Iterator[tuple[float, Chec
             yield extra, _schedule(kind, n is not None, length, slots), smallest
 
 
-def _fits(rehearsal: Rehearsal, kind: Kind, budget: int) -> bool:
-    """Whether a rehearsal of this kind may fit into a budget: a guess."""
-    if rehearsal.run.programs is not None or kind.keep is Keep.STAGES:
+def _fits(rehearsal: Rehearsal, kind: Kind, budget: int, found: bool) -> bool:
+    """Whether a rehearsal of this kind may fit into a budget: a guess, a bold one unless one is found."""
+    if rehearsal.run.programs is not None or (kind.keep is Keep.STAGES and not found):
         return True
     if kind.keep is Keep.GRAPH and any(map(is_half, rehearsal.y0)):
         return False  # on it autograd would add up in half precision
-    return (1 if kind.keep is None else 3) * rehearsal.step_graph <= budget
+    graph, count = rehearsal.step_graph, rehearsal.evaluations
+    one = graph // count
+    least = 2 * rehearsal.sums + graph
+    if found:  # it is no loss not to know whether another kind fits, too
+        held = one if kind.keep is Keep.STAGES else graph
+        held += 2 * one + 2 * count * rehearsal.state
+        least = sums_held(rehearsal, kind.keep) * rehearsal.sums + held
+    return least <= budget
 
 
 def _slots(rehearsal: Rehearsal, kind: Kind, length: int, budget: int) -> int:

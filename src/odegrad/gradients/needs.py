@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from odegrad.checkpoints import Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
-from odegrad.state import Leaves, nbytes
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves, Time, nbytes
 from odegrad.sweeps import Run
 
 __all__ = ["Kind", "Needs", "kind_of", "state_bytes"]
@@ -51,12 +52,18 @@ class Needs:
         work: The working set beside many rows.
         few: A bound of the working set beside few rows: the peak may lie elsewhere then.
         measured: The working set by the numbers of rows that were measured, many being the most of them.
+        beyond: The budget from which on more rows would have been measured; None if none would.
     """
 
     row: int
     work: int = 0
     few: int = 0
     measured: dict[int, int] = field(default_factory=dict[int, int])
+    beyond: int | None = None
+
+    def serves(self, budget: int | None) -> bool:
+        """Whether no more would be measured with that budget."""
+        return self.beyond is None or (budget is not None and budget < self.beyond)
 
     def beside(self, rows: int) -> int:
         """The working set of sweeps with so many rows on the tape."""
@@ -64,13 +71,13 @@ class Needs:
         return self.measured.get(rows, self.work if rows >= many else self.few)
 
 
-def state_bytes(run: Run, y0: Leaves, p: Leaves) -> int:
+def state_bytes(run: Run, scheme: Scheme, t: Time, y0: Leaves, p: Leaves) -> int:
     """The bytes of a state with its carry, and with generators and buffers that are kept beside it."""
     f, carry = run.field, Leaves()
     evaluations, snapshot = f.evaluations, f.snapshot()
     if len(run.times) > 1:
         with torch.no_grad():
-            carry = f.bound(p, lambda: run.scheme.init(f, run.times[0], y0, p))
+            carry = f.bound(p, lambda: scheme.init(f, t, y0, p))
     f.evaluations = evaluations
     if snapshot is None:
         return nbytes((*y0, *carry))

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from odegrad.allocations import peak_bytes
 from odegrad.checkpoints import Binomial, Blockwise, Checkpoints, Every, Keep, Rewind, StoreAll
+from odegrad.gradients.ladder import Ladder
 from odegrad.gradients.needs import Kind, Needs, state_bytes
 from odegrad.grid import Grid, Stops, Uniform
 from odegrad.state import Leaves, OptionalLeaves, nbytes
@@ -38,7 +39,7 @@ from odegrad.sweeps.graphs import in_half, stretch_length
 from odegrad.sweeps.saved import step_graph
 from odegrad.sweeps.steps import fixed_grid
 
-__all__ = ["Rehearsal", "results_of"]
+__all__ = ["Rehearsal", "Sweeps", "results_of", "short_steps"]
 
 
 Sweeps = Callable[[Run, Checkpoints, Leaves, Leaves, Tensor, OptionalLeaves | None], None]
@@ -76,7 +77,7 @@ class Rehearsal:
         budget: The bytes allowed, or None.
 
     Attributes:
-        run: As given, like y0, chunk, retained; device is that of y0.
+        run: As given, like y0, chunk, retained, budget; device is that of y0.
         state: D.
         outputs: 2 T D_y, 0 if no states are put out.
         sums: The bytes of the parameter gradient.
@@ -101,18 +102,31 @@ class Rehearsal:
     ) -> None:
         self.run, self._p, self._ts, self._sweeps = run, p, ts, sweeps
         self.y0, self.device = tuple(x.detach() for x in y0), y0[0].device
-        self.chunk, self.retained, self._budget = chunk, retained, budget
+        self.chunk, self.retained, self.budget = chunk, retained, budget
         self._results, self._key, self._wanted = known, key, wanted[: len(p)]
         self._found: dict[Hashable, Needs] = {}  # also what is not to be remembered
-        self.n_steps: int | None = None
-        self.spacing = 1
-        if isinstance(run.stepsize, FixedStepSize):
-            grid = fixed_grid(run, run.stepsize)
-            self.n_steps, self.spacing = grid.n_steps, min(map(len, grid.segments), default=1)
-        self.state = self._remembered("state", lambda: Needs(state_bytes(run, self.y0, p))).row
+        self.n_steps, self.spacing = self._counted()
+        self.state = self._remembered("state", self._state_needs).row
         self.outputs = 2 * len(run.times) * self._output
         self.sums = nbytes([x for x, want in zip(p, wanted, strict=False) if want])
         self.timed = wanted[-1]
+
+    def _counted(self) -> tuple[int | None, int]:
+        """The number of steps, if it is known, and the fewest from one landing to the next."""
+        control = self.run.stepsize
+        if not isinstance(control, FixedStepSize):
+            return None, 1
+        grid = fixed_grid(self.run, control)
+        return grid.n_steps, min(map(len, grid.segments), default=1)
+
+    def _state_needs(self) -> Needs:
+        run, t = self.run, self.run.times[0]
+        return Needs(state_bytes(run, run.scheme, t, self.y0, self._p))
+
+    @property
+    def held(self) -> int:
+        """What is held of the solve while steps are rehearsed."""
+        return 0
 
     @property
     def _output(self) -> int:
@@ -127,16 +141,12 @@ class Rehearsal:
 
     def needs(self, kind: Kind) -> Needs:
         """What the steps of a kind need."""
-        compiled = self.run.programs is not None
-        lengths = (2, 3) if compiled else (4, 5)
-        if self._budget is not None and not compiled and kind.keep is Keep.GRAPH:
-            lengths = (4, 5) if 6 * self.step_graph <= self._budget else (2, 3)
-        key = (self._key, kind, lengths, self.is_dense)
+        key = (self._key, kind, self.is_dense)
         found = self._found.get(key) or self._recalled(key)
-        if found is None:
-            self._found[key] = found = self._measured(kind, lengths)
+        if found is None or not found.serves(self.budget):
+            self._found[key] = found = self._measured(kind)
             # Under a profiler it was not seen by the same means.
-            if compiled or not torch.autograd._profiler_enabled():  # pyright: ignore
+            if self.run.programs is not None or not torch.autograd._profiler_enabled():  # pyright: ignore
                 self._remember(key, found)
         return found
 
@@ -165,6 +175,11 @@ class Rehearsal:
         return self._graph.row
 
     @property
+    def evaluations(self) -> int:
+        """About how often a step evaluates f."""
+        return max(1, self._graph.few)
+
+    @property
     def stretch(self) -> int:
         """How many steps a stretch of graphs has at least."""
         half = in_half((*self.y0, *self._p), self.run.field.autocast[2])
@@ -172,10 +187,15 @@ class Rehearsal:
 
     @cached_property
     def _graph(self) -> Needs:
-        p = self.run.field.own(self._p, self._wanted)
-        return self._remembered("graph", lambda: Needs(*step_graph(self.run, self.y0, p)))
+        return self._remembered("graph", lambda: Needs(*self._step_graph()))
 
-    def _measured(self, kind: Kind, lengths: tuple[int, int]) -> Needs:
+    def _step_graph(self) -> tuple[int, int, int]:
+        run, times = self.run, self.run.times
+        p = run.field.own(self._p, self._wanted)
+        first = 1e-3 * (times[-1] - times[0])
+        return step_graph(run.field, run.scheme, times[0], first, self.y0, p)
+
+    def _measured(self, kind: Kind) -> Needs:
         k, keep = self.chunk(kind.keep), kind.keep
         # Four steps have to be taken again in a row: what they hold does not grow any more then.
         again = 4
@@ -188,13 +208,11 @@ class Rehearsal:
             # One stored state, from which steps are taken again before those of a block are.
             "block": lambda m: (Blockwise(Binomial(1), m, keep), m * max(3, 2 - -again * k // m)),
         }
-        found = {m: self._beyond_states(*makes[kind.shape](m * k)) for m in (1, 2, *lengths)}
-        (first, ahead), (second, further) = (found[m] for m in lengths)
-        # A peak of few rows may lie where none is left: the forward sweep tells the row then.
-        copies = 2 if self.retained and kind.shape != "all" else 1
-        row = max(second - first, copies * (further - ahead) + self.label_cotangent(keep), 0)
-        beside = {m: peak - m * row for m, (peak, _) in found.items()}
-        return Needs(row, beside[lengths[1]], max(beside.values()), beside)
+        make = makes[kind.shape]
+        ladder = Ladder(self, kind, lambda m: self._states(*make(m * k)))
+        for m in ladder:
+            ladder.take(m, *self._beyond_states(*make(m * k)))
+        return ladder.needs()
 
     def label_cotangent(self, keep: Keep | None) -> int:
         """What is held for the label of a step while the graphs of its stretch are pulled back."""
@@ -203,10 +221,15 @@ class Rehearsal:
 
     def _beyond_states(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
         """The peaks of a rehearsal and of its forward sweep, without outputs and stored states."""
-        bounds, times = checkpoints.bounds(n, known=True), self._n_times(n)
-        states = (bounds.device + bounds.held) * self.state
+        states, outputs = self._states(checkpoints, n), self._n_times(n) * self._output
         both, ahead = self._peaks(checkpoints, n)
-        return both - 2 * times * self._output - states, ahead - times * self._output - states
+        return both - states, ahead - states + outputs
+
+    def _states(self, checkpoints: Checkpoints, n: int) -> int:
+        """The outputs, their cotangents and the stored states of a rehearsal."""
+        bounds = checkpoints.bounds(n, known=True)
+        outputs = 2 * self._n_times(n) * self._output
+        return outputs + (bounds.device + bounds.held) * self.state
 
     def _n_times(self, n: int) -> int:
         """How many landing times a rehearsal of n steps has."""
@@ -222,12 +245,29 @@ class Rehearsal:
 
     def _peaks(self, checkpoints: Checkpoints, n: int) -> tuple[int, int]:
         """The peaks of both sweeps in n short steps, from the start on, and of the first alone."""
-        run, field = self.run, self.run.field
-        span, labels = run.times[-1] - run.times[0], self._n_times(n)
-        # With a label inside, but for the last, it is after the first step: not at the end of a chunk.
-        segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}.get(
-            labels, tuple(Uniform(1) for _ in range(n))
-        )
+        field, labels = self.run.field, self._n_times(n)
+        rehearsed, ts = self._rehearsed(n, labels)
+        counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
+
+        def sweeps(grads: Callable[[int], Leaves] | None) -> None:
+            given = None if grads is None else grads(labels)
+            self._sweeps(rehearsed, checkpoints, self.y0, self._p, ts, given)
+            field.forget()
+
+        try:
+            sweeps(self._cotangents)  # not looked for: what is allocated once, and never again
+            compiled = self.run.programs is not None
+            peak = partial(peak_bytes, device=self.device, compiled=compiled)
+            return peak(partial(sweeps, self._cotangents)), peak(partial(sweeps, None))
+        finally:
+            field.evaluations, field.transposes = counts
+            if snapshot is not None:
+                snapshot.restore()
+
+    def _rehearsed(self, n: int, labels: int) -> tuple[Run, Tensor]:
+        """The solve in n short steps with so many landing times, and these as the user gave them."""
+        run, span = self.run, self.run.times[-1] - self.run.times[0]
+        segments = short_steps(n, labels)
         last = len([j for j in range(len(run.times)) if run.label(j) is not None]) - 1
         ends: list[float] = list(accumulate((len(x) for x in segments), initial=0))
         if run.stops is not None:  # they are read inside steps
@@ -246,19 +286,13 @@ class Rehearsal:
             initial=None,
             labels=tuple(min(j, last) for j in range(labels)),  # there are no others
         )
-        ts = self._ts.new_tensor(rehearsed.times)
-        counts, snapshot = (field.evaluations, field.transposes), field.snapshot()
+        return rehearsed, self._ts.new_tensor(times)
 
-        def sweeps(grads: Callable[[int], Leaves] | None) -> None:
-            given = None if grads is None else grads(labels)
-            self._sweeps(rehearsed, checkpoints, self.y0, self._p, ts, given)
-            field.forget()
 
-        try:
-            sweeps(self._cotangents)  # not looked for: what is allocated once, and never again
-            peak = partial(peak_bytes, device=self.device, compiled=run.programs is not None)
-            return peak(partial(sweeps, self._cotangents)), peak(partial(sweeps, None))
-        finally:
-            field.evaluations, field.transposes = counts
-            if snapshot is not None:
-                snapshot.restore()
+def short_steps(n: int, labels: int) -> tuple[Uniform, ...]:
+    """The segments of n steps between so many landing times.
+
+    With one inside, but for the last, it is after the first step: not at the end of a chunk.
+    """
+    segments = {2: (Uniform(n),), 3: (Uniform(1), Uniform(max(1, n - 1)))}
+    return segments.get(labels, tuple(Uniform(1) for _ in range(n)))

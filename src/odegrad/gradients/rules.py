@@ -185,7 +185,7 @@ def sweeping_rule(
 
     if inexact is not None:
         return Rule(primal, transpose, None, inexact)
-    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete", second)
+    return Rule(primal, transpose, lambda inputs, _: again(run, n_y, inputs), "Discrete", second)
 
 
 def again(run: Run, n_y: int, inputs: Leaves) -> Leaves:

@@ -79,7 +79,8 @@ def _rule(run: SampleRun, checkpoints: Checkpoints, n_y: int, wanted: Sequence[b
 
     rule = sweeping_rule(run, n_y, forth, back, run.check_unchanged if again else None)
 
-    def replay(inputs: Leaves) -> Leaves:
+    def replay(inputs: Leaves, highest: int) -> Leaves:
+        del highest
         run.field.check_draws()
         run.check_unchanged()
         y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from odegrad.field import VectorField
 from odegrad.reach import MOST_NODES
-from odegrad.state import Leaves
-from odegrad.sweeps.run import Run
+from odegrad.schemes.base import Scheme
+from odegrad.state import Leaves, Time
 
 __all__ = ["Meter", "step_graph"]
 
@@ -71,24 +72,27 @@ _SCHEME_NODES = 25
 """The most nodes by which a scheme joins one evaluation of f, for each leaf of the state."""
 
 
-def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int]:
-    """About what the graphs of one step save, and the most nodes that those of two steps have.
+def step_graph(
+    field: VectorField, scheme: Scheme, t: Time, dt: Time, y0: Leaves, p: Leaves
+) -> tuple[int, int, int]:
+    """About what the graphs of one step save, the most nodes that those of two steps have, and a count.
 
-    Those of one evaluation of f, times their number.
+    Those of one evaluation of f, times the number of evaluations in a step, which is the count.
 
     It leaves no mark on the field, and holds no more than the graph of one evaluation.
 
     Arguments:
-        run: The solve; its first step counts.
+        field: f.
+        scheme: The scheme.
+        t: The time at which the step begins.
+        dt: Its size.
         y0: The initial state.
         p: The tensors that f reads, as leaves (see `VectorField.own`).
     """
-    field, times, before = run.field, run.times, run.field.evaluations
-    snapshot = field.snapshot()
+    before, snapshot = field.evaluations, field.snapshot()
 
     def step() -> None:
-        carry = run.scheme.init(field, times[0], y0, p)
-        run.scheme.step(field, times[0], 1e-3 * (times[-1] - times[0]), y0, carry, p)
+        scheme.step(field, t, dt, y0, scheme.init(field, t, y0, p), p)
 
     try:
         with torch.no_grad():
@@ -97,9 +101,9 @@ def step_graph(run: Run, y0: Leaves, p: Leaves) -> tuple[int, int]:
         meter = Meter(p)
         with torch.enable_grad():
             y = tuple(x.detach().requires_grad_() for x in y0)
-            meter.measure(field.bound(p, lambda: field(times[0], y, p)))
+            meter.measure(field.bound(p, lambda: field(t, y, p)))
         nodes = 2 * count * (meter.nodes + _SCHEME_NODES * len(y0))
-        return count * meter.nbytes(1), nodes
+        return count * meter.nbytes(1), nodes, count
     finally:
         field.evaluations = before
         field.forget()
