@@ -488,6 +488,42 @@ MUTANTS = [
         "*()",
         "tests/test_compiled_dense.py",
     ),
+    # Steps for each sample, compiled.
+    Mutant(
+        "compiled samples: one that is through accepts further steps",
+        "compiled/searching.py",
+        "accept = accept & active\n",
+        "accept = accept | ~active\n",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: the steps of a chunk overwrite those of the chunk before",
+        "sweeps/samples/compiled/columns.py",
+        "number = self.counts + accept",
+        "number = 0 * self.counts + accept",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: outputs are those before the step that lands",
+        "sweeps/samples/outputs.py",
+        "((~last, r + 1), (last, None))",
+        "((~last, r), (last, None))",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: one that sits out is evaluated where it is",
+        "schemes/masked.py",
+        "return Part(self.start, self.y0, p, size=len(active), mask=active)",
+        "return Part(self.start, self.y0, p)",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: the length of a step owes nothing to the time at its end",
+        "sweeps/samples/compiled/rounds.py",
+        "sigma * grad_t + delta * grad_dt)",
+        "sigma * grad_t)",
+        "tests/test_compiled_samples.py",
+    ),
     # Half precision.
     Mutant(
         "parameter gradients are added up in half precision",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -908,16 +907,6 @@ def test_callback_sees_every_round():
     assert [x.n for x in backward] == list(reversed(range(sol.grid.n_steps)))
     assert forward[0].t.shape == forward[0].dt.shape == (5,)
     assert forward[-1].dt.isnan().any()
-
-
-def test_compile_falls_back_with_one_warning():
-    case = Stiffness(3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        sol = case.solve(compile=True)
-    assert len(caught) == 1
-    assert "steps for each sample" in str(caught[0].message)
-    assert torch.equal(sol.ys, case.solve().ys)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from odegrad.assemble import check_callable, read_by
 from odegrad.batchdense import SampleProblem, SampleReader
 from odegrad.batchinputs import (
     check_alone,
+    check_compilable,
     check_fits,
     check_subset,
     checked_batch,
@@ -22,8 +24,9 @@ from odegrad.batchinputs import (
 )
 from odegrad.batchtimes import SampleLandings, checked_sample_times
 from odegrad.breakpoints import Breakpoints
+from odegrad.errors import warn
 from odegrad.field import VectorField
-from odegrad.gradients import Gradient, Tape
+from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.losses import summed
 from odegrad.inputs import (
     check_choices,
@@ -128,6 +131,32 @@ def solve_batch(
     on_failure: str,
     compile: bool,
     batch: object,
+    **options: Any,
+) -> SampleSolution:
+    """`odegrad.solve` with ``batch``.
+
+    Raises:
+        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+    """
+    given = partial(_solve_batch, f, y0, ts, args, on_failure, batch=batch, **options)
+    if compile:
+        from odegrad.compiled import NotCompilable  # what it imports takes its time
+
+        try:
+            return given(compile=True)
+        except NotCompilable as reason:
+            warn(f"compile=True has no effect on this solve: {reason}")
+    return given(compile=False)
+
+
+def _solve_batch(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
+    args: tuple[Any, ...],
+    on_failure: str,
+    compile: bool,
+    batch: object,
     *,
     scheme: Scheme,
     stepsize: StepSize,
@@ -141,10 +170,11 @@ def solve_batch(
     progress: bool,
     callback: Callable[[StepInfo], object] | None,
 ) -> SampleSolution:
-    """`odegrad.solve` with ``batch``.
+    """`solve_batch` in one of the engines.
 
     Raises:
-        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+        NotCompilable: If `compile` is set and the solve cannot be compiled.
+        OdegradError: If something is wrong with an argument.
     """
     marks = checked_batch(batch, Samples)
     check_choices(f, scheme, stepsize, gradient, max_steps)
@@ -167,12 +197,25 @@ def solve_batch(
     stepsize = checked_stepsize(stepsize, leaves, ends, True)
     if breaks.jumps and known.kinks:
         scheme = Restarted.at_jumps(scheme, times.dtype, widest_real_dtype(leaves))
-    field = VectorField(f, structure, leaves, args, running)
-    start = known.times[:, 0].contiguous()
-    p = read_by(field, start, leaves, stepsize)
+    start, programs, cut = known.times[:, 0].contiguous(), None, None
+    if compile:
+        from odegrad.compiled import prepare
+
+        assert isinstance(gradient, Discrete)
+        check_compilable(known.kinks, land, gradient)
+        land = True
+        field, programs = prepare(
+            f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
+        )
+        p = field.arguments
+        if marked is not None:
+            own = [x for x, m in zip(_tensors(args), marked, strict=True) if m]
+            cut = tuple(any(x is a for a in own) for x in p)
+    else:
+        field = VectorField(f, structure, leaves, args, running)
+        p = read_by(field, start, leaves, stepsize)
     y = (*leaves, *checked_quadratures(field, start, leaves, p, size))
-    cut = None
-    if marked is not None:
+    if marked is not None and not compile:
         cut = (*[False] * (len(p) - len(marked)), *marked)
         check_subset(field, start, y, p, cut)
     loss = None if loss_at is None else LabelLoss(loss_at, structure, args, leaves, p)
@@ -185,8 +228,13 @@ def solve_batch(
         field, scheme, stepsize, ends, torch.finfo(times.dtype).eps, max_steps, monitor,
         stats=SampleStats(), landings=placed.landings, times_by_sample=placed.times,
         stops=placed.stops, cut=cut, check_finite=check_finite, salvage=on_failure != "raise",
+        programs=programs,
     )  # fmt: skip
     return _solved(SampleProblem(run, y, p, times, structure, gradient, on_failure == "nan"), loss)
+
+
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
 
 
 def _solved(problem: SampleProblem, loss: LabelLoss | None) -> SampleSolution:

@@ -52,6 +52,8 @@ class SampleProblem:
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, ts)):
             assert isinstance(self.gradient, Discrete | Tape)
             outputs = solve_samples(self.gradient, run, y, p, ts)
+        elif run.programs is not None:
+            outputs = _compiled(run, y, p)
         else:
             with torch.no_grad():
                 outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
@@ -60,6 +62,15 @@ class SampleProblem:
                 run.reached = tuple(torch.full_like(x, float("nan")) for x in outputs)
             outputs = with_failed(run, outputs, (*y, *p, ts), len(y), self.nan)
         return outputs
+
+
+def _compiled(run: SampleRun, y: Leaves, p: Leaves) -> Leaves:
+    """The states of a compiled solve, without gradients."""
+    from odegrad.compiled import SamplePrograms
+    from odegrad.sweeps.samples import compiled
+
+    assert isinstance(run.programs, SamplePrograms)
+    return compiled.ahead(run, run.programs, y, p)[0]
 
 
 class SampleReader:
@@ -131,7 +142,7 @@ class SampleReader:
             run, stepsize=run.accepted_steps, landings=stops.landings(times), times_by_sample=times,
             stops=stops, stats=SampleStats(), steps=None, monitor=None, max_steps=None,
             check_finite=False, excluded=run.failures, failures={}, reached=None, salvage=True,
-            replay_check=False, fingerprints={},
+            replay_check=False, fingerprints={}, programs=None,
         )  # fmt: skip
         return dataclasses.replace(problem, run=again, ts=every, nan=True)
 

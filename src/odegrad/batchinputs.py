@@ -13,7 +13,6 @@ from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
     InvalidValueError,
-    warn,
 )
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
@@ -24,6 +23,7 @@ from odegrad.stepsize import PID, FixedStepSize, StepSize
 
 __all__ = [
     "check_alone",
+    "check_compilable",
     "check_fits",
     "check_subset",
     "checked_batch",
@@ -64,7 +64,7 @@ def check_alone(
     gradient: Gradient,
     compile: bool,
 ) -> None:
-    """Whether the choices go with steps for each sample; `compile` has no effect, with a warning.
+    """Whether the choices go with steps for each sample.
 
     Raises:
         InvalidTypeError: If args is no tuple.
@@ -102,11 +102,27 @@ def check_alone(
             f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
             "take torch.func.grad, vjp or jacrev"
         )
-    if compile:
-        warn(
-            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
-            "compiler"
+    if compile and not isinstance(gradient, Discrete):
+        raise InvalidValueError(
+            f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
+            "autograd graph of every operation; leave compile out"
         )
+
+
+def check_compilable(kinks: bool, land: object, gradient: Discrete) -> None:
+    """Whether steps for each sample can be compiled, where samples land on each of their times.
+
+    Raises:
+        NotCompilable: If they cannot.
+    """
+    from odegrad.compiled import NotCompilable
+
+    if gradient.rewinds:
+        raise NotCompilable("Rewind takes steps back one by one")
+    if kinks:
+        raise NotCompilable("with batch, steps that end at breakpoints are taken one by one")
+    if land is False:
+        raise NotCompilable("with batch, samples are read inside of their steps one by one")
 
 
 def check_fits(leaves: Leaves, names: Sequence[str]) -> int:

@@ -225,6 +225,11 @@ class SampleClock:
         """(t_n, h_n), float64 of shape [B]; h is NaN where a sample sits out."""
         return self._t[n], self._dt[n]
 
+    @property
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """(t, h) of all rounds, float64 of shape [N, B]."""
+        return self._t, self._dt
+
     def landing(self, n: int) -> tuple[Tensor, Tensor] | None:
         """(j, b) for the samples b that are at their time j after round n, or None if none is."""
         if not self._lands[n]:

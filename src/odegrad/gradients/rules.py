@@ -20,7 +20,15 @@ from odegrad.sweeps.forward import replay
 if TYPE_CHECKING:
     from odegrad.compiled import Programs
 
-__all__ = ["Backward", "again", "compiled_rule", "eager_rule", "in_chunks", "sweeping_rule"]
+__all__ = [
+    "Backward",
+    "again",
+    "compiled_rule",
+    "eager_rule",
+    "in_chunks",
+    "keeps_graphs",
+    "sweeping_rule",
+]
 
 
 def eager_rule(
@@ -65,7 +73,7 @@ def eager_rule(
     return sweeping_rule(run, n_y, ahead, back, check, inexact, second)
 
 
-def _keeps_graphs(checkpoints: Checkpoints) -> bool:
+def keeps_graphs(checkpoints: Checkpoints) -> bool:
     """Whether the compiled engine keeps what the transposes need, not states alone."""
     return checkpoints.bounds(1, known=True).keep in (Keep.GRAPH, None)
 
@@ -90,7 +98,7 @@ def compiled_rule(
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
 
-    keeps = _keeps_graphs(checkpoints)
+    keeps = keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
     read = run.stops is not None

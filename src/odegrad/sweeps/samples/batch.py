@@ -125,7 +125,10 @@ class SampleRun(Run):
             timed: Whether times and steps are to get cotangents.
         """
         start = self.landings[:, 0].contiguous()
-        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), self.cut, timed=timed)
+        cut = (
+            self.cut if self.programs is None else None
+        )  # a captured f takes as many as it was given
+        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), cut, timed=timed)
         return scheme.without(self.failed) if self.failures else scheme
 
     def fail(self, b: int, error: SolveError) -> None:

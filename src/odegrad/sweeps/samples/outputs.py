@@ -34,6 +34,25 @@ class Buffers:
         for buffer, leaf in zip(self._buffers, y, strict=True):
             buffer[j, b] = leaf.detach()[b]
 
+    def put_rows(self, r: Tensor, j: Tensor, b: Tensor, rows: Leaves, end: Leaves) -> None:
+        """Takes in the states of the samples b at their landings j, after rows r of a chunk of steps.
+
+        Arguments:
+            r: The rows, int64 on the CPU, as j and b.
+            j: The landings.
+            b: The samples.
+            rows: The states before the steps.
+            end: That after the last.
+        """
+        last = r + 1 == len(rows[0])
+        for at, following in ((~last, r + 1), (last, None)):
+            if not bool(at.any()):
+                continue
+            device = end[0].device
+            j_, b_ = j[at].to(device), b[at].to(device)
+            for buffer, x, y in zip(self._buffers, rows, end, strict=False):
+                buffer[j_, b_] = y[b_] if following is None else x[following[at].to(device), b_]
+
     def result(self) -> Leaves:
         """The outputs."""
         return self._buffers

@@ -28,7 +28,7 @@ from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.reads import rejecting, wanted_at
 from odegrad.sweeps.samples.tape import SampleTape
 
-__all__ = ["search"]
+__all__ = ["first_sizes", "search"]
 
 _CAUTIOUS = 1e-3
 """The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
@@ -54,6 +54,25 @@ def search(
             march.attempt(outputs, tape)
         run.stats.tell(march.accepted, march.rejected_steps)
         return march.grid()
+
+
+def first_sizes(run: SampleRun, y: Leaves, p: Leaves) -> Tensor:
+    """The size of the first attempt of each sample, float64 of shape [B], on the CPU."""
+    control, times = run.stepsize, run.landings
+    assert isinstance(control, PID)
+    if control.dt0 is not None:
+        return torch.full_like(times[:, 0], control.dt0)
+    start = times[:, 0].to(y[0].device)
+    direction = torch.where(times[:, -1] < times[:, 0], -1.0, 1.0).to(start)
+
+    def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
+        return sample_norms(control, x, y0, y1)
+
+    try:
+        h = starting_size(run.field, norm, run.scheme.order, start, direction, y, p)
+    except RejectStep:
+        h = _CAUTIOUS * (times[:, -1] - times[:, 0]).abs()
+    return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
 
 
 class _March:
@@ -88,27 +107,9 @@ class _March:
         self.y, self.carry = y, Leaves(())
         self._h = torch.ones_like(self._sigma)
         if self.goes_on:
-            self._h = self._first_size()
+            self._h = first_sizes(run, y, p)
             start = self._times[:, 0].contiguous()
             self.carry = self._scheme.init(run.field, start, y, p)
-
-    def _first_size(self) -> Tensor:
-        """The size of the first attempt of each sample."""
-        control, run = self._control, self._run
-        if control.dt0 is not None:
-            return torch.full_like(self._sigma, control.dt0)
-        device = self.y[0].device
-        start = self._times[:, 0].contiguous().to(device)
-        direction = torch.where(self._times[:, -1] < self._times[:, 0], -1.0, 1.0).to(start)
-
-        def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
-            return sample_norms(control, x, y0, y1)
-
-        try:
-            h = starting_size(run.field, norm, run.scheme.order, start, direction, self.y, self._p)
-        except RejectStep:
-            h = _CAUTIOUS * self._extent
-        return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
 
     def _located(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where the segment of each sample begins, how far it goes, and how long it is."""
