@@ -62,7 +62,7 @@ def first_sizes(run: SampleRun, y: Leaves, p: Leaves) -> Tensor:
     assert isinstance(control, PID)
     if control.dt0 is not None:
         return torch.full_like(times[:, 0], control.dt0)
-    start = times[:, 0].to(y[0].device)
+    start = times[:, 0].contiguous().to(y[0].device)
     direction = torch.where(times[:, -1] < times[:, 0], -1.0, 1.0).to(start)
 
     def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
