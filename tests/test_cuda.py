@@ -345,7 +345,9 @@ def test_events(gradient: Any) -> None:
     expected = fall * (1.0 + 2.0 * e)
     assert abs(found.times[1] - expected) < 1e-10
     for a, b in zip(
-        torch.autograd.grad(found.times[1], every), torch.autograd.grad(expected, every), strict=True
+        torch.autograd.grad(found.times[1], every),
+        torch.autograd.grad(expected, every),
+        strict=True,
     ):
         assert abs(a - b) < 1e-10
     net, y0 = network(), start()
