@@ -323,7 +323,7 @@ def test_an_event_of_the_stand_in() -> None:
 
 @pytest.mark.parametrize("gradient", [Discrete(), Tape(), Discrete(memory="2MiB")], ids=str)
 def test_events(gradient: Any) -> None:
-    """A ball that bounces on the device, against the closed form; a threshold on the CPU, and a network."""
+    """A ball that bounces on the device, against the closed form; a floor on the CPU; a network."""
     g, e = (torch.tensor(x, dtype=torch.float64, device=DEVICE) for x in (9.81, 0.8))
     floor = torch.tensor(0.1, dtype=torch.float64)
     every = [x.requires_grad_() for x in (g, e, floor)]

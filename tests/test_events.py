@@ -744,6 +744,122 @@ def test_running_cost_goes_on_after_a_jump() -> None:
     assert val(grads(sol.events[0].running[0], [level])) == pytest.approx(2.0, abs=1e-12)
 
 
+def test_a_module_with_events() -> None:
+    """It returns the states that were reached, and the occurrences."""
+    made = nn.Linear(2, 2, dtype=F64)
+    level = number(0.4)
+    model = odegrad.NeuralODE(
+        made, stepsize=Steps(5), events=[Event(lambda t, y: t - level + 0.0 * y.sum())]
+    )
+    ys, (found,) = model(torch.ones(2, dtype=F64), [0.0, 0.25, 1.0])
+    assert ys.shape == (2, 2)
+    assert found.times.tolist() == about(0.4)
+    assert val(grads(found.times[0], [level])) == pytest.approx(1.0, abs=1e-14)
+    assert "events=1" in repr(model)
+    with pytest.raises(errors.InvalidTypeError, match="sequence of events"):
+        odegrad.NeuralODE(made, events=model.events[0])
+
+
+class Times(torch.autograd.Function):
+    """a b, whose arguments torch does not show to anybody."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return grads[0] * b, grads[0] * a
+
+
+def test_what_an_event_reads_in_many_ways() -> None:
+    """y = e^t y(0) comes to c² / y(0) at 2 log c − 2 log y(0); c is a leaf, has a history, is in args."""
+    c, y0 = number(2.0), number(1.2)
+
+    def time(g: Any, *args: Any) -> Tensor:
+        sol = odegrad.solve(
+            lambda t, y, *args: y, y0, [0.0, 3.0], args, events=[Event(g)],
+            scheme=odegrad.Dopri8(), stepsize=Steps(60),
+        )  # fmt: skip
+        return sol.events[0].times[0]
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Parameter(torch.tensor(7.0, dtype=F64))
+
+        def forward(self) -> Tensor:
+            return time(lambda t, y: y * y0 - self.c.square())
+
+    def no_leaf() -> Tensor:
+        square = c.square()
+        return time(lambda t, y: y * y0 - square)
+
+    ways = {
+        "captured": lambda: time(lambda t, y: y * y0 - c.square()),
+        "no leaf": no_leaf,
+        "args": lambda: time(lambda t, y, d: y * y0 - d["c"], {"c": c.square()}),
+        "functional_call": lambda: torch.func.functional_call(Inside(), {"c": c}, ()),
+    }
+    for name, way in ways.items():
+        found = way()
+        (g,) = torch.autograd.grad(found, c, create_graph=True)
+        (h,) = torch.autograd.grad(g, c)
+        (other,) = torch.autograd.grad(way(), y0)
+        numbers = [val(found), val(g), val(h), val(other)]
+        exact = [2 * math.log(2.0 / 1.2), 1.0, -0.5, -2.0 / 1.2]
+        assert numbers == pytest.approx(exact, abs=1e-10), name
+
+
+def test_tensors_that_cannot_be_followed() -> None:
+    """What only a torch.autograd.Function sees is refused, not forgotten; args are not hidden."""
+    a, y0 = number(2.0), number(0.0)
+    hidden = 2.0 * a
+
+    def time(g: Any, *args: Any) -> Tensor:
+        sol = odegrad.solve(
+            lambda t, y, *args: 1.0 + 0.0 * y, y0, [0.0, 2.0], args, events=[Event(g)]
+        )
+        return sol.events[0].times[0]
+
+    with pytest.raises(errors.UnreachableTensorError, match=r"events\[0\].fn used a tensor"):
+        grads(time(lambda t, y: Times.apply(y, hidden) - 1.0), [a])
+    found = time(lambda t, y, b: Times.apply(y, b) - 1.0, hidden)  # at 1 / (2a)
+    (g,) = torch.autograd.grad(found, a, create_graph=True)
+    (h,) = torch.autograd.grad(g, a)
+    assert [val(g), val(h)] == about(-1.0 / 8.0, 1.0 / 8.0)
+
+
+def test_what_an_event_may_not_read() -> None:
+    """Random numbers, buffers that change, and constants that change before the backward pass."""
+    y0, level = number(0.0), torch.tensor(1.0, dtype=F64)
+
+    def solved(g: Any) -> Tensor:
+        sol = odegrad.solve(lambda t, y: torch.ones_like(y), y0, [0.0, 2.0], events=[Event(g)])
+        return sol.events[0].times[0]
+
+    for g in (
+        lambda t, y: nn.functional.dropout(y, 0.5) - 1.0,
+        lambda t, y: y - torch.rand_like(y),
+    ):
+        with pytest.raises(errors.RandomFieldError, match=r"events\[0\].fn draws random numbers"):
+            solved(g)
+    time = solved(lambda t, y: y * level - 1.0)
+    level.add_(1.0)
+    with pytest.raises(errors.ChangedTensorError, match=r"events\[0\].fn reads"):
+        grads(time, [y0])
+
+
+def test_infinity_is_a_number_of_an_event() -> None:
+    y0 = number(0.0)
+    event = Event(lambda t, y: torch.where(y < 0.9, -math.inf, y - 1.0))
+    sol = odegrad.solve(lambda t, y: torch.ones_like(y), y0, [0.0, 2.0], events=[event])
+    assert sol.events[0].times.tolist() == about(1.0)
+    assert val(grads(sol.events[0].times[0], [y0])) == pytest.approx(-1.0, abs=1e-12)
+
+
 def test_breakpoints() -> None:
     """f jumps at 0.7 and at 1.4; steps end there, before and after the state jumps."""
     slope = number(2.0)

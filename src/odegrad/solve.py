@@ -102,8 +102,8 @@ def solve(
             the state jump. ts and ys then hold the times that were reached; a time of `ts` that is the
             time of a jump has the state before it. Events do not change the steps, but each jump begins
             them anew: a step's end is held at its fixed fraction of the segment from the jump to the next
-            time. Derivatives of every order are exact. Not with `loss_at`, `batch`, gradient modes that start
-            anew at every time, and transforms; `compile` has no effect.
+            time. Derivatives of every order are exact. Not with `loss_at`, `batch`, gradient modes that
+            start anew at every time, and transforms; `compile` has no effect.
         breakpoints: Times at which f jumps, or a derivative of it: steps end there, and f is evaluated
             strictly inside of each step (a stage at the end of a step sees the limit from within).
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads

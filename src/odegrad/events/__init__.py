@@ -9,11 +9,11 @@ fractions of its segment, and the segment begins at the time of the jump before,
 depends on everything that the grid, y0 and the parameters of f and g depend on, and τ by the implicit
 function theorem, dτ = −(∂G/∂s)⁻¹ dG, with the slope of the dense output and not f in ∂G/∂s.
 
-`event` is what a user passes, `inputs` checks what it goes with, `functions` evaluates it, and `reads` knows
-what it reads; `curve` is the dense output of one step as a polynomial; `watch` compares the signs, `march`
-takes steps until a stretch is over, `placed` puts the stretch on the autograd graph, `implicit` the time of
-an event, `following` is the next stretch; `solving` joins them, `occurred` collects what occurs, and
-`reading` reads the stretches afterwards.
+`event` is what a user passes, `inputs` checks what it goes with, `functions` evaluates it, and `reads`
+knows what it reads; `curve` is the dense output of one step as a polynomial; `watch` compares the signs,
+`march` takes steps until a stretch is over, `placed` puts the stretch on the autograd graph, `implicit`
+the time of an event, `following` is the next stretch; `solving` joins them, `occurred` collects what
+occurs, and `reading` reads the stretches afterwards.
 
 References:
     E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.

@@ -59,7 +59,7 @@ class _Implicit:
 
     def __init__(self, root: Root, curve: Curve, functions: Functions) -> None:
         self._root, self._span, self._functions = root, curve.span, functions
-        self._n = len(curve.values)
+        self._n, self._name = len(curve.values), f"events[{root.event}].fn"
         self.reads = functions.reads[root.event]
         self.number = torch.tensor(root.time, dtype=torch.float64, device="cpu")
         values = tuple(x.detach() for x in curve.values)
@@ -74,7 +74,9 @@ class _Implicit:
     def value(self, s: Tensor, inputs: Leaves) -> Tensor:
         """G(s; U, p)."""
         y = self.state(s, inputs[: self._n])
-        return self._functions.value(self._root.event, s, y, inputs[self._n :])
+        value = self._functions.value(self._root.event, s, y, inputs[self._n :])
+        check_reachable([value], (*inputs, s), self._name)
+        return value
 
     def rule(self) -> Rule:
         """τ with its transpose."""
@@ -83,7 +85,7 @@ class _Implicit:
             del inputs
             return (self.number.clone(),), ()
 
-        return Rule(primal, self._transpose, self._replay, f"events[{self._root.event}]")
+        return Rule(primal, self._transpose, self._replay, self._name)
 
     def _transpose(
         self,
@@ -101,7 +103,6 @@ class _Implicit:
         with torch.enable_grad():
             value = self.value(self.number, leaves)
         wanted = [x for x, need in zip(leaves, needs, strict=True) if need]
-        check_reachable([value], wanted)
         if grads[0] is None or not value.requires_grad:
             return tuple(found)
         pulled = iter(

@@ -214,8 +214,9 @@ class Watch:
             return Root(i, time, curve, (), 0.0, False)
         functions, span, slopes = self._functions, curve.span, rate(time)
         slope = functions.slope(i, time, curve(time), slopes)
-        sizes = [abs(functions.number(i, s, curve(s))) for s in span.times]
-        size = max(*sizes, abs(functions.number(i, stop, y)))
+        sizes = [functions.number(i, s, curve(s)) for s in span.times]
+        sizes.append(functions.number(i, stop, y))
+        size = max((abs(x) for x in sizes if math.isfinite(x)), default=0.0)
         eps = max(torch.finfo(x.dtype).eps for x in y)
         grazing = abs(slope * span.dt) <= _GRAZING * math.sqrt(eps) * size
         return Root(i, time, curve, slopes, slope, grazing)
