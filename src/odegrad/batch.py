@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from odegrad.assemble import check_callable, read_by
 from odegrad.batchdense import SampleProblem, SampleReader
 from odegrad.batchinputs import (
     check_alone,
-    check_compilable,
     check_fits,
     check_subset,
     checked_batch,
@@ -41,11 +40,14 @@ from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
 from odegrad.solution import Solution, Status, status_of
-from odegrad.state import widest_real_dtype
+from odegrad.state import Leaves, Structure, widest_real_dtype
 from odegrad.stepsize import StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import StepInfo
 from odegrad.sweeps.samples import SampleMonitor, SampleRun, SampleStats
+
+if TYPE_CHECKING:
+    from odegrad.compiled import Prepared
 
 __all__ = ["SampleSolution", "Samples", "solve_batch"]
 
@@ -199,15 +201,8 @@ def _solve_batch(
         scheme = Restarted.at_jumps(scheme, times.dtype, widest_real_dtype(leaves))
     start, programs, cut = known.times[:, 0].contiguous(), None, None
     if compile:
-        from odegrad.compiled import prepare
-
-        assert isinstance(gradient, Discrete)
-        check_compilable(known.kinks, land, gradient)
-        land = True
-        field, programs = prepare(
-            f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
-        )
-        p = field.arguments
+        prepared = _prepared(f, running, structure, leaves, args, start, scheme, stepsize, gradient)
+        field, p, programs = prepared.field, prepared.field.arguments, prepared.programs
         if marked is not None:
             own = [x for x, m in zip(_tensors(args), marked, strict=True) if m]
             cut = tuple(any(x is a for a in own) for x in p)
@@ -220,6 +215,8 @@ def _solve_batch(
         check_subset(field, start, y, p, cut)
     loss = None if loss_at is None else LabelLoss(loss_at, structure, args, leaves, p)
     placed = known.placed(land, scheme, stepsize, gradient, field, loss is not None)
+    if compile and placed.stops is not None:
+        _refuse_stops()
     n = len(leaves)
     monitor = None
     if progress or callback is not None:
@@ -231,6 +228,46 @@ def _solve_batch(
         programs=programs,
     )  # fmt: skip
     return _solved(SampleProblem(run, y, p, times, structure, gradient, on_failure == "nan"), loss)
+
+
+def _prepared(
+    f: Callable[..., Any],
+    running: Callable[..., Any] | None,
+    structure: Structure,
+    leaves: Leaves,
+    args: tuple[Any, ...],
+    start: Tensor,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+) -> Prepared:
+    """The captured field and its programs.
+
+    Raises:
+        NotCompilable: If there are none.
+    """
+    from odegrad.compiled import NotCompilable, prepare
+
+    assert isinstance(gradient, Discrete)
+    if gradient.rewinds:
+        raise NotCompilable("Rewind takes steps back one by one")
+    return prepare(
+        f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
+    )
+
+
+def _refuse_stops() -> None:
+    """Raises: compiled steps of samples end at their times, and nowhere else.
+
+    Raises:
+        NotCompilable: In any case.
+    """
+    from odegrad.compiled import NotCompilable
+
+    raise NotCompilable(
+        "with batch, states are read inside of steps, or there are breakpoints; land=True steps onto all "
+        "times, which is compiled"
+    )
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:

@@ -53,7 +53,11 @@ class SampleProblem:
             assert isinstance(self.gradient, Discrete | Tape)
             outputs = solve_samples(self.gradient, run, y, p, ts)
         elif run.programs is not None:
-            outputs = _compiled(run, y, p)
+            from odegrad.compiled import SamplePrograms  # what it imports takes its time
+            from odegrad.sweeps.samples import compiled
+
+            assert isinstance(run.programs, SamplePrograms)
+            outputs, _ = compiled.ahead(run, run.programs, y, p)
         else:
             with torch.no_grad():
                 outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
@@ -62,15 +66,6 @@ class SampleProblem:
                 run.reached = tuple(torch.full_like(x, float("nan")) for x in outputs)
             outputs = with_failed(run, outputs, (*y, *p, ts), len(y), self.nan)
         return outputs
-
-
-def _compiled(run: SampleRun, y: Leaves, p: Leaves) -> Leaves:
-    """The states of a compiled solve, without gradients."""
-    from odegrad.compiled import SamplePrograms
-    from odegrad.sweeps.samples import compiled
-
-    assert isinstance(run.programs, SamplePrograms)
-    return compiled.ahead(run, run.programs, y, p)[0]
 
 
 class SampleReader:
@@ -142,7 +137,9 @@ class SampleReader:
             run, stepsize=run.accepted_steps, landings=stops.landings(times), times_by_sample=times,
             stops=stops, stats=SampleStats(), steps=None, monitor=None, max_steps=None,
             check_finite=False, excluded=run.failures, failures={}, reached=None, salvage=True,
-            replay_check=False, fingerprints={}, programs=None,
+            # A captured f takes as many samples as it was captured with.
+            programs=None, cut=run.cut if run.programs is None else None,
+            replay_check=False, fingerprints={},
         )  # fmt: skip
         return dataclasses.replace(problem, run=again, ts=every, nan=True)
 
