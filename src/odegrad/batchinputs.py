@@ -23,7 +23,6 @@ from odegrad.stepsize import PID, FixedStepSize, StepSize
 
 __all__ = [
     "check_alone",
-    "check_compilable",
     "check_fits",
     "check_subset",
     "checked_batch",
@@ -107,22 +106,6 @@ def check_alone(
             f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
             "autograd graph of every operation; leave compile out"
         )
-
-
-def check_compilable(kinks: bool, land: object, gradient: Discrete) -> None:
-    """Whether steps for each sample can be compiled, where samples land on each of their times.
-
-    Raises:
-        NotCompilable: If they cannot.
-    """
-    from odegrad.compiled import NotCompilable
-
-    if gradient.rewinds:
-        raise NotCompilable("Rewind takes steps back one by one")
-    if kinks:
-        raise NotCompilable("with batch, steps that end at breakpoints are taken one by one")
-    if land is False:
-        raise NotCompilable("with batch, samples are read inside of their steps one by one")
 
 
 def check_fits(leaves: Leaves, names: Sequence[str]) -> int:
