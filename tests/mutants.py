@@ -36,6 +36,28 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Samples that are read, and that step onto breakpoints.
+    Mutant(
+        "the cotangents of times that samples are read at are lost",
+        "sweeps/samples/costate.py",
+        "self._grad_inside[b, j] = g[b]",
+        "self._grad_inside[b, j] = 0.0",
+        "tests/test_samples_dense.py",
+    ),
+    Mutant(
+        "all samples of a batch have the breakpoints of the first",
+        "batchtimes.py",
+        "numbers[row] = len(self._ends)",
+        "numbers[row] = 0",
+        "tests/test_samples_dense.py",
+    ),
+    Mutant(
+        "a loss at a label of a batch is transposed at the label before",
+        "gradients/losses.py",
+        "loss.vjp(j, tuple(y[j] for y in x[:n])",
+        "loss.vjp(max(j - 1, 0), tuple(y[j] for y in x[:n])",
+        "tests/test_samples_dense.py",
+    ),
     # Schemes and their transposes.
     Mutant(
         "a stage's cotangent does not reach the next but one",

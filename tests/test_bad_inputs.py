@@ -1316,5 +1316,7 @@ def test_python_O_keeps_every_check() -> None:
         check=False,
         cwd=Path(__file__).parent,
     )
-    assert done.stderr == ""
+    # torch's profiler, which counts allocations, may note what it did not see the beginning of.
+    lines = [x for x in done.stderr.splitlines() if "CPUAllocator" not in x]
+    assert lines == []
     assert int(done.stdout) == len(ROWS)

@@ -141,7 +141,7 @@ def test_steps_for_each_sample_in_compiled_loops(unkept: None, compiled: list[An
     y0, ts = leaf(3, 2), times(0.0, 1.1, 3.0)
 
     def solve(**options: Any) -> tuple[Any, list[Tensor]]:
-        options = {"batch": 0, "stepsize": PID, "scheme": odegrad.Bosh3(), **options}
+        options = {"batch": 0, "stepsize": PID, "scheme": odegrad.Bosh3(), "land": True, **options}
         sol = odegrad.solve(oscillators, y0, ts, (mu,), **options)
         seen = sol.ys[:, sol.succeeded]
         return sol, list(torch.autograd.grad(loss(seen), [y0, mu, ts]))

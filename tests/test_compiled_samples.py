@@ -21,12 +21,28 @@ from odegrad import errors
 from odegrad.compiled import SamplePrograms, using_backend
 from odegrad.samplegrid import SampleGrid
 from odegrad.schemes import SCHEMES
-from test_samples import F64, PID, POLICIES, Stiffness, loss, sick, structured, van_der_pol
+from test_samples import F64, PID, POLICIES, loss, structured, van_der_pol
+from test_samples import Stiffness as Reading
+from test_samples import sick as reading_sick
 
 # Dynamo looks at `.grad` of a captured tensor with a history; see the test of such tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
 STEPS = odegrad.Steps(20)
+
+
+class Stiffness(Reading):
+    """With steps that end at all times."""
+
+    def solve(self, **options: Any) -> odegrad.SampleSolution:
+        return super().solve(land=True, **options)
+
+    def alone(self, b: int, **options: Any) -> odegrad.Solution:
+        return super().alone(b, land=True, **options)
+
+
+def sick(**options: Any) -> tuple[odegrad.SampleSolution, list[Tensor]]:
+    return reading_sick(land=True, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +163,7 @@ def test_structured_states_and_a_running_cost(keep: odegrad.Keep) -> None:
         return y["q"].square().sum(1) * (1 + t) + y["z"].abs()
 
     def run(**options):
-        args = {"batch": 0, "running": cost, "stepsize": PID, **options}
+        args = {"batch": 0, "running": cost, "stepsize": PID, "land": True, **options}
         sol = odegrad.solve(f, {"q": q, "z": z}, ts, (weights, rate), **args)
         ys = sol.ys
         total = loss(ys["q"]) + ys["z"].abs().square().sum()
@@ -172,7 +188,7 @@ def test_a_module_that_all_samples_share(dtype: torch.dtype) -> None:
     ts = torch.tensor([[0.0, 1.0, 2.0 + 3 * b] for b in range(6)], dtype=dtype, requires_grad=True)
 
     def run(**options):
-        options = {"stepsize": PID, "batch": 0, **options}
+        options = {"stepsize": PID, "batch": 0, "land": True, **options}
         sol = odegrad.solve(lambda t, y: net(y) * 3, y0, ts, **options)
         return sol, list(torch.autograd.grad(loss(sol.ys), [y0, *net.parameters(), ts]))
 
@@ -401,7 +417,7 @@ def test_what_falls_back_with_one_warning() -> None:
 
     def run() -> odegrad.SampleSolution:
         return odegrad.solve(
-            branching, case.y0, case.ts, (case.mu,), stepsize=PID, batch=0, compile=True
+            branching, case.y0, case.ts, (case.mu,), stepsize=PID, batch=0, land=True, compile=True
         )
 
     sol, said = warnings_of(run)
@@ -419,8 +435,29 @@ def test_what_falls_back_with_one_warning() -> None:
     )
     assert sol.ys.shape == (2, 0, 2)
     assert "no samples" in said[0]
+    read, said = warnings_of(lambda: Reading(3).solve(compile=True))
+    assert "states are read inside of steps" in said[0]
+    assert torch.equal(read.ys, Reading(3).solve().ys)
     with pytest.raises(errors.InvalidValueError, match="compile=True goes with"):
         case.solve(compile=True, gradient=odegrad.Tape())
+
+
+def test_losses_at_labels_and_states_that_are_read_afterwards() -> None:
+    case, found = Stiffness(3), list[list[Tensor]]()
+
+    def cost(j: int, y: Tensor, mu: Tensor) -> Tensor:
+        return (mu * y.square()).sum() * (j + 1)
+
+    grid = case.solve(compile=True).grid
+    for options in ({"compile": True}, {}, {"gradient": odegrad.Tape()}):
+        sol = case.solve(loss_at=cost, stepsize=grid, **options)
+        found.append(list(torch.autograd.grad(sol.loss, case.inputs)))
+    assert relative(found[0], found[1]) <= 1e-13
+    assert relative(found[0], found[2]) <= 1e-12
+    sol, eager = case.solve(compile=True), case.solve(stepsize=grid)
+    close(sol(0.33), eager(0.33))
+    found = [list(torch.autograd.grad(loss(x([0.33, 2.0])), case.inputs)) for x in (sol, eager)]
+    assert relative(*found) <= 1e-12
 
 
 def test_nothing_of_the_users_is_left_changed() -> None:

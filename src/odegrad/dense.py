@@ -103,8 +103,13 @@ def along(
     sign = -1.0 if run.times[-1] < run.times[0] else 1.0
     numbers = [*(run.times[j] for j in landed), *asked.detach().tolist()]
     last = len(landed) - 1  # the ends stay at the ends, whatever is equal to them
-    between = [(sign * numbers[i], i) for i in range(1, len(numbers)) if i != last]
-    order = [0, *(i for _, i in sorted(between)), last]
+    # A time at the end belongs to the last step that has a length.
+    between = [
+        (sign * numbers[i], i < len(landed) and numbers[i] == numbers[last], i)
+        for i in range(1, len(numbers))
+        if i != last
+    ]
+    order = [0, *(i for _, _, i in sorted(between)), last]
     places = [0] * len(order)
     for k, i in enumerate(order):
         places[i] = k

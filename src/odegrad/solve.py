@@ -124,10 +124,11 @@ def solve(
             with `on_failure` not "raise", its ys are NaN (or what was reached), its rows of the gradient
             are NaN, and so are those of what it shares with others, if the loss depends on its ys; if
             not, it has no share in the gradient. Where f raises `RejectStep`, halves of the samples are
-            tried, to find those that are meant (on a fixed grid all fail). Samples step onto each of
-            their times, whatever the steps. Goes with `Discrete` and `Tape`; not with `loss_at`,
-            `breakpoints`, ``land=False``, multistep schemes or a memory budget; `compile` has no effect.
-            A `running` cost returns shape [B].
+            tried, to find those that are meant (on a fixed grid all fail). `loss_at` gets the states
+            of all samples, each at its own time j; for it the states at all times are held. If f jumps
+            at a breakpoint within the times of one sample, all begin anew at every step. Goes with
+            `Discrete` and `Tape`; not with multistep schemes or a memory budget; `compile` has no
+            effect. A `running` cost returns shape [B].
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from odegrad.errors import SolveError
-from odegrad.samplegrid import SampleGrid
+from odegrad.samplegrid import SampleClock, SampleGrid
+from odegrad.samplestops import SampleStops
 from odegrad.schemes.persample import PerSample
 from odegrad.state import Leaves
 from odegrad.sweeps.run import Monitor, Run
@@ -54,10 +55,14 @@ class SampleRun(Run):
 
     Attributes:
         stats: Filled in by the sweeps.
-        landings: The landing times, float64 of shape [B, T], on the CPU.
+        landings: The times that steps end at, float64 of shape [B, S + 1], on the CPU.
+        times_by_sample: The times at which there are outputs, likewise, [B, T]; those of `landings` if
+            `stops` is None.
+        stops: Which of these times steps end at, breakpoints besides, and which are read; None: all.
         cut: See `PerSample`.
         check_finite: Whether a sample fails on a fixed grid if its states are not finite.
         steps: The accepted steps, once a forward sweep is through; none of samples that failed.
+        excluded: Samples that take no part, since they failed in an earlier solve.
         failures: What became of the samples that failed, by number.
         reached: The outputs as far as they are known of samples that failed, NaN behind: leaves of shape
             [T, B, …]; None as long as none did.
@@ -65,9 +70,12 @@ class SampleRun(Run):
 
     stats: SampleStats = dataclasses.field(default_factory=SampleStats)  # pyright: ignore[reportIncompatibleVariableOverride]
     landings: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, device="cpu"))
+    times_by_sample: Tensor | None = None
+    stops: SampleStops | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     cut: tuple[bool, ...] | None = None
     check_finite: bool = True
     steps: SampleGrid | None = None
+    excluded: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     failures: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     reached: Leaves | None = None
 
@@ -75,6 +83,26 @@ class SampleRun(Run):
     def n_samples(self) -> int:
         """B."""
         return len(self.landings)
+
+    @property
+    def outputs_at(self) -> Tensor:
+        """The times at which there are outputs, [B, T]."""
+        return self.landings if self.times_by_sample is None else self.times_by_sample
+
+    @property
+    def segments(self) -> Tensor:
+        """How many segments each sample has, int64 of shape [B]."""
+        if self.stops is not None:
+            return self.stops.segments
+        size, n = self.landings.shape
+        return torch.full((size,), n - 1, dtype=torch.int64, device="cpu")
+
+    def rounds_of(self, grid: SampleGrid, times: Tensor | None = None) -> SampleClock:
+        """The rounds of a grid; `times` stand for those at which there are outputs, [B, T]."""
+        times = self.outputs_at if times is None else times
+        if self.stops is None:
+            return SampleClock(grid, times)
+        return SampleClock(grid, self.stops.landings(times), self.stops, times)
 
     @property
     def accepted_steps(self) -> SampleGrid:
