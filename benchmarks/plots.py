@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from odegrad.bench import EACH, ENGINES, digits
+from odegrad.bench import EACH, EACH_COMPILED, ENGINES, digits
 
 __all__ = ["draw_memory", "draw_peers", "draw_scaling"]
 
@@ -32,7 +32,7 @@ def draw_peers(workloads: Mapping[str, Any]) -> Any:
     lines = max(len(record["systems"]) for record in workloads.values())
     figure = _figure(5.2 * columns, 0.9 + rows * (0.7 + 0.2 * lines))
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    names = {engine.name for engine in (*ENGINES, EACH)}
+    names = {engine.name for engine in (*ENGINES, EACH, EACH_COMPILED)}
     for axes, (workload, record) in zip(panels, workloads.items(), strict=False):
         found = sorted(record["systems"].items(), key=lambda x: -x[1]["median_s"])
         times = [1e3 * x["median_s"] for _, x in found]

@@ -11,6 +11,7 @@ from odegrad.bench import (
     COMPILED,
     COMPILED_GRAPH,
     EACH,
+    EACH_COMPILED,
     ENGINES,
     GRAPH,
     STATES,
@@ -64,9 +65,8 @@ _OURS = tuple(engine.name for engine in ENGINES)
 _EAGER = (GRAPH.name, STATES.name)
 _COMPILED = (COMPILED.name, COMPILED_GRAPH.name)
 _STATES = (STATES.name, COMPILED.name)
-_EXACT_PEERS = tuple(
-    s.name for s in SYSTEMS.values() if s.exact and s.name not in (*_OURS, EACH.name)
-)
+_EACH = (EACH.name, EACH_COMPILED.name)
+_EXACT_PEERS = tuple(s.name for s in SYSTEMS.values() if s.exact and s.name not in (*_OURS, *_EACH))
 _ODEINT = (TORCHDIFFEQ.name,)
 _ADJOINT = (TORCHDIFFEQ_ADJOINT.name,)
 _DIFFRAX = ("diffrax",)
@@ -86,6 +86,7 @@ TARGETS = (
     Target("vdp-dopri5", _OURS, 1.00, _EXACT_PEERS),
     Target("cnf-dopri5", _OURS, 1.00, _EXACT_PEERS),
     Target("vdp-tsit5", (EACH.name,), 1.00, ("torchode-each",)),
+    Target("vdp-tsit5", (EACH_COMPILED.name,), 1.00, ("torchode-each",)),
     Target(f"{LIMIT}medium-rk4", _OURS, 1.15),
     Target(f"{LIMIT}conv-rk4", _OURS, 1.15),
     Target(SLOPE, _OURS, 0.05, pick=max),

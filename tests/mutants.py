@@ -36,6 +36,28 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Samples that are read, and that step onto breakpoints.
+    Mutant(
+        "the cotangents of times that samples are read at are lost",
+        "sweeps/samples/costate.py",
+        "self._grad_inside[b, j] = g[b]",
+        "self._grad_inside[b, j] = 0.0",
+        "tests/test_samples_dense.py",
+    ),
+    Mutant(
+        "all samples of a batch have the breakpoints of the first",
+        "batchtimes.py",
+        "numbers[row] = len(self._ends)",
+        "numbers[row] = 0",
+        "tests/test_samples_dense.py",
+    ),
+    Mutant(
+        "a loss at a label of a batch is transposed at the label before",
+        "gradients/losses.py",
+        "loss.vjp(j, tuple(y[j] for y in x[:n])",
+        "loss.vjp(max(j - 1, 0), tuple(y[j] for y in x[:n])",
+        "tests/test_samples_dense.py",
+    ),
     # Schemes and their transposes.
     Mutant(
         "a stage's cotangent does not reach the next but one",
@@ -288,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tensor with hooks is differentiated as it is",
-        "field.py",
+        "capture.py",
         " and not _hooked(x)",
         "",
         "tests/test_captured.py",
@@ -466,6 +488,42 @@ MUTANTS = [
         "*()",
         "tests/test_compiled_dense.py",
     ),
+    # Steps for each sample, compiled.
+    Mutant(
+        "compiled samples: one that is through accepts further steps",
+        "compiled/searching.py",
+        "accept = accept & active\n",
+        "accept = accept | ~active\n",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: the steps of a chunk overwrite those of the chunk before",
+        "sweeps/samples/compiled/columns.py",
+        "number = self.counts + accept",
+        "number = 0 * self.counts + accept",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: outputs are those before the step that lands",
+        "sweeps/samples/outputs.py",
+        "((~last, r + 1), (last, None))",
+        "((~last, r), (last, None))",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: one that sits out is evaluated where it is",
+        "schemes/masked.py",
+        "return Part(self.start, self.y0, p, size=len(active), mask=active)",
+        "return Part(self.start, self.y0, p)",
+        "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: the length of a step owes nothing to the time at its end",
+        "sweeps/samples/compiled/rounds.py",
+        "sigma * grad_t + delta * grad_dt)",
+        "sigma * grad_t)",
+        "tests/test_compiled_samples.py",
+    ),
     # Half precision.
     Mutant(
         "parameter gradients are added up in half precision",
@@ -568,6 +626,70 @@ MUTANTS = [
         "func, landing, *params)",
         "func, landing)",
         "tests/compat/test_gradients.py",
+    ),
+    # Events.
+    Mutant(
+        "an event's time has the slope of something else",
+        "events/implicit.py",
+        "-grads[0] / self._root.slope",
+        "-grads[0] / (1.01 * self._root.slope)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the steps after a jump do not move with it",
+        "events/following.py",
+        "ts = torch.cat([time.reshape(1), problem.ts[j:]])",
+        "ts = torch.cat([time.detach().reshape(1), problem.ts[j:]])",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "the state at an event does not move with its time",
+        "events/implicit.py",
+        "return time, found.state(time, curve.values)",
+        "return time, found.state(time.detach(), curve.values)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event occurs again at once after its own jump",
+        "events/watch.py",
+        "        if self._fresh[i]:  # from",
+        "        if False:  # from",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event at the same time as another one's jump is lost",
+        "events/watch.py",
+        "elif own is None or i == own or not self._sides[i]:",
+        "else:",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "a higher derivative of an event lacks an iteration",
+        "events/implicit.py",
+        "for _ in range(highest):",
+        "for _ in range(highest - 1):",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "higher derivatives of a node are those of a map that is right to order 0",
+        "gradients/node.py",
+        "outputs = self.map(order - 1, arguments, highest)",
+        "outputs = self.map(order - 1, arguments)",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "an event reads the args of the solve, not those to be differentiated",
+        "events/reads.py",
+        "lambda: thunk(args))",
+        "lambda: thunk(self._args.unflatten(self._leaves)))",
+        "tests/test_events.py",
+    ),
+    Mutant(
+        "what an event reads may change before its gradient",
+        "events/implicit.py",
+        "        del kept, retain\n        self.reads.check_unchanged()",
+        "        del kept, retain",
+        "tests/test_events.py",
     ),
 ]
 

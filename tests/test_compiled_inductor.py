@@ -61,6 +61,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+@pytest.fixture
+def unkept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs of their own, so that nothing planted stays."""
+    forget_graphs(monkeypatch)
+    return
+
+
 def solved(f: Any, y0: Tensor, rate: Tensor, ts: Any, **options: Any) -> tuple[Any, list[Tensor]]:
     sol = odegrad.solve(f, y0, ts, (rate,), **options)
     inputs = [y0, rate, *f.parameters(), *([ts] if isinstance(ts, Tensor) else [])]
@@ -123,6 +130,35 @@ def test_schedules_share_programs(field: Field) -> None:
     assert relative(*results) <= 1e-12
 
 
+def oscillators(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
+    x, v = y[:, :1], y[:, 1:]
+    return torch.cat([v, mu * (1 - x * x) * v - x * torch.cos(0.1 * t)[:, None]], 1)
+
+
+def test_steps_for_each_sample_in_compiled_loops(unkept: None, compiled: list[Any]) -> None:
+    """The search and the transposed rounds; one sample of the second batch fails there."""
+    mu = torch.tensor([[0.3], [4.0], [9.0]], dtype=torch.float64, requires_grad=True)
+    y0, ts = leaf(3, 2), times(0.0, 1.1, 3.0)
+
+    def solve(**options: Any) -> tuple[Any, list[Tensor]]:
+        options = {"batch": 0, "stepsize": PID, "scheme": odegrad.Bosh3(), "land": True, **options}
+        sol = odegrad.solve(oscillators, y0, ts, (mu,), **options)
+        seen = sol.ys[:, sol.succeeded]
+        return sol, list(torch.autograd.grad(loss(seen), [y0, mu, ts]))
+
+    (sol, found), said = warnings_of(lambda: solve(compile=True))
+    assert said == []
+    assert len(compiled) == 2
+    assert torch.equal(sol.grid.counts, solve()[0].grid.counts)
+    assert relative(found, solve(stepsize=sol.grid, gradient=Tape())[1]) <= 1e-12
+    most = int(sol.grid.counts.max())
+    options: dict[str, Any] = {"max_steps": most, "on_failure": "return"}
+    sol, found = solve(compile=True, **options)
+    assert len(compiled) == 2
+    assert sol.succeeded.tolist() == [True, True, False]
+    assert relative(found, solve(**options)[1]) <= 1e-10
+
+
 class Float32(nn.Module):
     """A network in float32, whose tanh is rewritten."""
 
@@ -133,13 +169,6 @@ class Float32(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y)
-
-
-@pytest.fixture
-def unkept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs of their own, so that nothing planted stays."""
-    forget_graphs(monkeypatch)
-    return
 
 
 def test_float32_through_loops_and_through_steps(

@@ -321,6 +321,47 @@ def test_an_event_of_the_stand_in() -> None:
     assert abs(gravity.grad.item() + 0.5 * 2**0.5 * 9.81**-1.5) < 1e-10
 
 
+@pytest.mark.parametrize("gradient", [Discrete(), Tape(), Discrete(memory="2MiB")], ids=str)
+def test_events(gradient: Any) -> None:
+    """A ball that bounces on the device, against the closed form; a floor on the CPU; a network."""
+    g, e = (torch.tensor(x, dtype=torch.float64, device=DEVICE) for x in (9.81, 0.8))
+    floor = torch.tensor(0.1, dtype=torch.float64)
+    every = [x.requires_grad_() for x in (g, e, floor)]
+    bounce = odegrad.Event(
+        lambda t, y: y[0] - floor,
+        direction=-1,
+        jump=lambda t, y: torch.stack([y[0], -e * y[1]]),
+    )
+    sol = odegrad.solve(
+        lambda t, y: torch.stack([y[1], -g * torch.ones_like(y[1])]),
+        torch.tensor([1.1, 0.0], dtype=torch.float64, device=DEVICE),
+        times(DEVICE)[[0, 3]] * 1.5,
+        events=(bounce,),
+        gradient=gradient,
+    )
+    (found,) = sol.events
+    assert found.times.device.type == found.states.device.type == DEVICE.type
+    fall = (2.0 * (1.1 - floor.to(DEVICE)) / g).sqrt()
+    expected = fall * (1.0 + 2.0 * e)
+    assert abs(found.times[1] - expected) < 1e-10
+    for a, b in zip(
+        torch.autograd.grad(found.times[1], every),
+        torch.autograd.grad(expected, every),
+        strict=True,
+    ):
+        assert abs(a - b) < 1e-10
+    net, y0 = network(), start()
+    level = nn.Linear(3, 1).to(DEVICE, torch.float64)
+    crossed = odegrad.Event(lambda t, y: level(y[0]) + t - 0.6, terminal=False)
+    pairs = []
+    for mode in (gradient, Tape()):
+        sol = odegrad.solve(net, y0, [0.0, 1.0], events=(crossed,), gradient=mode)
+        assert len(sol.events[0].times) == 1
+        of = [y0, *net.parameters(), *level.parameters()]
+        pairs.append(torch.autograd.grad(sol.events[0].times.sum() + sol.ys.sum(), of))
+    agree(*map(list, pairs))
+
+
 def test_the_audit(tmp_path: Path) -> None:
     net, y0 = network(), start().detach()
     report = odegrad.audit(net, y0, [0.0, 0.5, 1.0], lambda ys: ys[-1].square().sum())

@@ -37,6 +37,20 @@ def read_later() -> list[Tensor]:
     return list(torch.autograd.grad(sol([0.7, 0.2]).square().sum(), [Y0, *NET.parameters()]))
 
 
+def bounces() -> list[Tensor]:
+    """Two that occur, one with a jump, and one that never does."""
+    events = (
+        odegrad.Event(lambda t, y: y[0, 0] - 1.53, terminal=False),
+        odegrad.Event(lambda t, y: t - 0.3, jump=lambda t, y: 0.5 * y),
+        odegrad.Event(lambda t, y: y.square().sum() + 1.0),
+    )
+    sol = odegrad.solve(field, Y0, TS, events=events)
+    assert [len(found.times) for found in sol.events] == [1, 1, 0]
+    value = sol.ys.square().sum() + sol([0.7, 0.2]).sum()
+    value = value + sum(found.times.sum() + found.states.sin().sum() for found in sol.events)
+    return list(torch.autograd.grad(value, [Y0, *NET.parameters()]))
+
+
 def density() -> list[Tensor]:
     found = odegrad.gradient_density(field, Y0.detach(), TS, lambda ys: ys[-1].sum(), bins=4)
     return [found.edges, *found.values.values()]
@@ -76,6 +90,7 @@ CALLS: dict[str, Callable[[], list[Tensor]]] = {
     "running": lambda: gradient(running=lambda t, y: y.square().sum()),
     "loss_at": lambda: gradient(loss_at=lambda j, y: y.square().sum()),
     "sol(t)": read_later,
+    "events": bounces,
     "density": density,
     "audit": audit,
 }

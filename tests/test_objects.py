@@ -25,7 +25,7 @@ NAMES = (
     {name: getattr(odegrad, name) for name in odegrad.__all__}
     | {name: getattr(checkpoints, name) for name in checkpoints.__all__}
     | {name: getattr(stepsize, name) for name in stepsize.__all__}
-    | {"Uniform": grid.Uniform, "Nodes": grid.Nodes, "inf": float("inf")}
+    | {"Uniform": grid.Uniform, "Nodes": grid.Nodes, "Leading": grid.Leading, "inf": float("inf")}
 )
 
 SCHEDULES = [
@@ -48,6 +48,7 @@ VALUES = [
     odegrad.PID(),
     odegrad.PID(1e-3, 1e-5, p=0.3, i=0.4, d=0.1, dt0=0.25, dt_min=1e-9, dt_max=2.0),
     odegrad.Grid((grid.Uniform(2), grid.Nodes((0.0, 0.3, 1.0)))),
+    odegrad.Grid((grid.Leading(grid.Uniform(3), 2),)),
     History((0.5, 0.25), rejected=True),
     odegrad.Share(0.5),
     odegrad.Samples(),
@@ -92,6 +93,8 @@ def test_every_public_choice_is_among_them() -> None:
         odegrad.Plan,
         odegrad.GradientDensity,
         odegrad.StepInfo,
+        odegrad.Occurrences,
+        odegrad.Event,  # holds functions
     )
     public = {
         x
@@ -102,7 +105,7 @@ def test_every_public_choice_is_among_them() -> None:
         and x not in results
         and not issubclass(x, odegrad.Audit)
     }
-    tried = {type(value) for value in VALUES} | {grid.Uniform, grid.Nodes}
+    tried = {type(value) for value in VALUES} | {grid.Uniform, grid.Nodes, grid.Leading}
     left = {x.__name__ for x in public - tried}
     assert left <= {"Decision", "Advance", "Store", "Restore", "Drop", "Transpose", "Unstep"}
     assert len(public) > 30

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -73,7 +72,7 @@ class Stiffness:
 
     def alone(self, b: int, **options):
         ts = self.ts[b] if self.ts.ndim == 2 else self.ts
-        given = {"stepsize": PID, "land": True, **options}
+        given = {"stepsize": PID, **options}
         f, rows = van_der_pol, slice(b, b + 1)
         one = odegrad.solve(
             lambda t, y, mu: f(t.reshape(1), y, mu), self.y0[rows], ts, (self.mu[rows],), **given
@@ -138,7 +137,7 @@ def test_van_der_pol_of_64_stiffnesses():
     for b in range(64):
         one = odegrad.solve(
             lambda t, y, mu: van_der_pol(t.reshape(1), y, mu), y0[b : b + 1], ts,
-            (mu[b : b + 1],), stepsize=PID, land=True,
+            (mu[b : b + 1],), stepsize=PID,
         )  # fmt: skip
         assert sol.grid[b].times(sol.landings[b]) == one.grid.times(one.landings)
         assert one.stats.rejected == sol.stats.rejected_by_sample[b]
@@ -272,7 +271,7 @@ def test_tape_searches_by_itself():
 
 def test_complex_step():
     case = Stiffness(4, per_sample=True)
-    sol = case.solve()
+    sol = case.solve(land=True)
     found = case.gradient(sol)
 
     def outputs(b, y, mu, times):
@@ -475,7 +474,6 @@ def test_structured_states_complex_leaves_and_a_running_cost():
             {"q": q[b : b + 1], "z": z[b : b + 1]},
             ts,
             stepsize=PID,
-            land=True,
         )
         assert torch.allclose(one.ys["q"][:, 0], sol.ys["q"][:, b], rtol=1e-9)
         assert one.stats.accepted == sol.stats.accepted_by_sample[b]
@@ -609,7 +607,7 @@ def test_a_sample_that_fails_harms_no_other(gradient):
     ys = []
     y0, rate, ts = inputs
     for b in healthy:
-        ys.append(odegrad.solve(singular, y0[b : b + 1], ts, (rate,), stepsize=PID, land=True).ys)
+        ys.append(odegrad.solve(singular, y0[b : b + 1], ts, (rate,), stepsize=PID).ys)
     expected = torch.autograd.grad(loss(torch.cat(ys, 1)), inputs)
     assert relative(list(found), list(expected)) < 1e-12
     assert found[0][1] == 0.0
@@ -787,7 +785,7 @@ def test_rejected_steps_are_those_that_each_sample_rejects_alone(checkpoints):
     alone = [
         odegrad.solve(
             lambda t, y, mu: rejecting(t.reshape(1), y, mu), case.y0[b : b + 1], case.ts,
-            (case.mu[b : b + 1],), land=True, **options,
+            (case.mu[b : b + 1],), **options,
         )
         for b in rows
     ]  # fmt: skip
@@ -874,7 +872,7 @@ def test_compaction_is_refused_where_it_would_be_wrong():
 
 def test_grids():
     case = Stiffness(3)
-    sol = case.solve()
+    sol = case.solve(land=True)
     copy = pickle.loads(pickle.dumps(sol.grid))
     assert [copy[b] for b in range(3)] == [sol.grid[b] for b in range(3)]
     assert len(sol.grid) == 3
@@ -888,8 +886,6 @@ def test_grids():
         errors.InvalidValueError, match="3 samples and 3 segments, the solve has 3 and 1"
     ):
         odegrad.solve(van_der_pol, case.y0, [0.0, 1.0], (case.mu,), stepsize=sol.grid, batch=0)
-    with pytest.raises(errors.InvalidValueError, match=r"sol\(t\) does not go with batch"):
-        sol(0.5)
     clock = SampleClock(sol.grid, case.ts.detach().expand(3, -1))
     assert clock.step(sol.grid.n_steps - 1)[1].isnan().sum() == 2
 
@@ -913,16 +909,6 @@ def test_callback_sees_every_round():
     assert forward[-1].dt.isnan().any()
 
 
-def test_compile_falls_back_with_one_warning():
-    case = Stiffness(3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        sol = case.solve(compile=True)
-    assert len(caught) == 1
-    assert "steps for each sample" in str(caught[0].message)
-    assert torch.equal(sol.ys, case.solve().ys)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -935,9 +921,11 @@ def test_compile_falls_back_with_one_warning():
         ({"gradient": odegrad.Tangent()}, errors.InvalidValueError, "received Tangent"),
         ({"gradient": odegrad.Discrete(memory="1MiB")}, errors.InvalidValueError, "memory='1MiB'"),
         ({"gradient": odegrad.Discrete(odegrad.Rewind())}, errors.InvalidValueError, "Rewind"),
-        ({"loss_at": lambda j, y, mu: y.sum()}, errors.InvalidValueError, "loss_at does not go"),
-        ({"breakpoints": [0.3]}, errors.InvalidValueError, "breakpoints do not go with batch"),
-        ({"land": False}, errors.InvalidValueError, "land=False does not go"),
+        ({"loss_at": lambda j, y, mu: y}, errors.InvalidTypeError, "one real number"),
+        ({"loss_at": 3}, errors.InvalidTypeError, "loss_at must be callable"),
+        ({"loss_at": lambda j, y, mu: y.sum(), "land": False}, errors.InvalidValueError, "loss_at needs"),
+        ({"breakpoints": [math.nan]}, errors.InvalidValueError, "breakpoints must be finite"),
+        ({"land": "yes"}, errors.InvalidTypeError, "land must be True, False or None"),
         (ADAMS, errors.InvalidValueError, "Adams"),
         ({"scheme": odegrad.RK4()}, errors.InvalidValueError, "no error estimate"),
         ({"ts": torch.zeros(3, 2)}, errors.InvalidValueError, "times for 3 samples .* y0 has 5"),

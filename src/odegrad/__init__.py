@@ -22,6 +22,7 @@ from odegrad.checkpoints import (
 )
 from odegrad.density import GradientDensity, gradient_density
 from odegrad.errors import RejectStep
+from odegrad.events import Event
 from odegrad.gradients import (
     Backsolve,
     Discrete,
@@ -59,7 +60,7 @@ from odegrad.schemes import (
     ReversibleHeun,
     Tsit5,
 )
-from odegrad.solution import Solution, Status
+from odegrad.solution import Occurrences, Solution, Status
 from odegrad.solve import solve
 from odegrad.stepsize import PID, Fixed, Steps
 from odegrad.sweeps import Stats, StepInfo
@@ -95,6 +96,7 @@ __all__ = [
     "Dopri5",
     "Dopri8",
     "Euler",
+    "Event",
     "Every",
     "GaussKronrod",
     "GradientDensity",
@@ -115,6 +117,7 @@ __all__ = [
     "Kutta3",
     "Midpoint",
     "NeuralODE",
+    "Occurrences",
     "Ralston",
     "Reversible",
     "ReversibleHeun",

@@ -38,7 +38,7 @@ from odegrad.stepsize import AdaptiveStepSize, StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import Monitor, Run, StepInfo
 
-__all__ = ["Problem", "assemble", "check_callable", "read_by"]
+__all__ = ["Problem", "assemble", "check_callable", "is_read", "read_by"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def assemble(
     breaks = Breakpoints.found(breakpoints, readers)
     ends = landings(times_tensor, times, breaks)
     if breaks.jumps and ends.kinks:
-        dtypes = (times_tensor.dtype, widest_real_dtype(leaves))
-        scheme = Restarted(scheme, 4.0 * max(torch.finfo(x).eps for x in dtypes))
+        scheme = Restarted.at_jumps(scheme, times_tensor.dtype, widest_real_dtype(leaves))
 
     programs = None
     if compile:
@@ -143,7 +142,7 @@ def assemble(
         n = len(leaves)
         monitor = Monitor(ends.times, lambda x: structure.unflatten(x[:n]), callback, progress)
     eps = torch.finfo(times_tensor.dtype).eps
-    read = _is_read(land, ends, scheme, stepsize, gradient, field, loss_at is not None)
+    read = is_read(land, ends, scheme, stepsize, gradient, field, loss_at is not None)
     run = Run(
         field,
         scheme,
@@ -165,7 +164,7 @@ def assemble(
     )
 
 
-def _is_read(
+def is_read(
     land: object,
     ends: Landings,
     scheme: Scheme,
@@ -173,8 +172,11 @@ def _is_read(
     gradient: Gradient,
     field: VectorField,
     streamed: bool,
+    segments: int | None = None,
 ) -> bool:
     """Whether the times inside are read off dense output, rather than stepped onto.
+
+    `segments` is how many a recorded grid has, unless the step size is one for all.
 
     Raises:
         InvalidTypeError: If `land` is neither a bool nor None.
@@ -184,7 +186,9 @@ def _is_read(
         raise InvalidTypeError(f"land must be True, False or None, received {land!r}")
     if land or len(ends.least) == len(ends.times) or ends.times[0] == ends.times[-1]:
         return False
-    replayed = isinstance(stepsize, Grid) and len(stepsize.segments) == len(ends.least) - 1
+    if isinstance(stepsize, Grid):
+        segments = len(stepsize.segments)
+    replayed = segments == len(ends.least) - 1
     if land is None and not (replayed or isinstance(stepsize, AdaptiveStepSize)):
         return False
     reason = None

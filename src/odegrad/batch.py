@@ -4,34 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odegrad.assemble import check_callable, read_by
+from odegrad.batchdense import SampleProblem, SampleReader
 from odegrad.batchinputs import (
     check_alone,
     check_fits,
-    check_no_breakpoints,
     check_subset,
     checked_batch,
-    checked_sample_times,
+    checked_marks,
+    checked_quadratures,
 )
-from odegrad.errors import InvalidValueError
+from odegrad.batchtimes import SampleLandings, checked_sample_times
+from odegrad.breakpoints import Breakpoints
+from odegrad.errors import warn
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
-from odegrad.gradients.samples import sample_times, solve_samples, with_failed
-from odegrad.inputs import check_choices, check_times_fit, checked_state, checked_stepsize, ordinary
+from odegrad.gradients.losses import summed
+from odegrad.inputs import (
+    check_choices,
+    check_loss,
+    check_times_fit,
+    checked_state,
+    checked_stepsize,
+    ordinary,
+)
+from odegrad.labelloss import LabelLoss
 from odegrad.samplegrid import SampleGrid
 from odegrad.schemes.base import Scheme
+from odegrad.schemes.restarted import Restarted
 from odegrad.solution import Solution, Status, status_of
-from odegrad.state import Leaves, Structure
+from odegrad.state import Leaves, Structure, widest_real_dtype
 from odegrad.stepsize import StepSize
 from odegrad.substitute import substituted
 from odegrad.sweeps import StepInfo
-from odegrad.sweeps.samples import SampleMonitor, SampleRun, SampleStats, ahead
+from odegrad.sweeps.samples import SampleMonitor, SampleRun, SampleStats
+
+if TYPE_CHECKING:
+    from odegrad.compiled import Prepared
 
 __all__ = ["SampleSolution", "Samples", "solve_batch"]
 
@@ -72,9 +88,9 @@ class SampleSolution(Solution):
         reason: What went wrong with it, or "", a tuple.
         grid: The accepted steps of each sample; ``stepsize=sol.grid`` replays them, and ``sol.grid[b]``
             is the grid of sample b for a solve of it alone.
-        landings: The times of each sample, a tuple of tuples.
+        landings: The times that the steps of each sample had to end at, a tuple of tuples.
         stats: With `accepted_by_sample` and `rejected_by_sample`.
-        running: Of shape [T, B].
+        running: Of shape [T, B]; with `loss_at` of shape [B].
     """
 
     status: tuple[Status, ...]  # pyright: ignore
@@ -90,19 +106,52 @@ class SampleSolution(Solution):
             [x is Status.SUCCESS for x in self.status], dtype=torch.bool, device="cpu"
         )
 
-    def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
-        """Raises: samples have steps of their own.
+    def __call__(self, t: Tensor | float | Sequence[float] | Sequence[Sequence[float]]) -> Any:
+        """The states of all samples at any time between the first and the last.
+
+        As `Solution.__call__`. The samples that failed are NaN, whatever was reached.
+
+        Arguments:
+            t: One time, or several, shape [K], for all samples; or several for each, shape [B, K].
+
+        Returns:
+            The states in the structure of y0: leaves of its shape, or of shape [K, *leaf.shape].
 
         Raises:
-            InvalidValueError: In any case.
+            InvalidTypeError: If t is neither a number, a tensor nor a sequence of numbers.
+            InvalidValueError: If it has another shape, or lies outside of the solve of a sample.
+            ChangedTensorError: If what f reads was changed since the solve.
         """
-        raise InvalidValueError(
-            "sol(t) does not go with batch: samples have steps of their own. Pass the times in ts, or "
-            "solve sample b alone with stepsize=sol.grid[b] and read that"
-        )
+        return super().__call__(t)  # pyright: ignore[reportArgumentType]
 
 
 def solve_batch(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
+    args: tuple[Any, ...],
+    on_failure: str,
+    compile: bool,
+    batch: object,
+    **options: Any,
+) -> SampleSolution:
+    """`odegrad.solve` with ``batch``.
+
+    Raises:
+        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+    """
+    given = partial(_solve_batch, f, y0, ts, args, on_failure, batch=batch, **options)
+    if compile:
+        from odegrad.compiled import NotCompilable  # what it imports takes its time
+
+        try:
+            return given(compile=True)
+        except NotCompilable as reason:
+            warn(f"compile=True has no effect on this solve: {reason}")
+    return given(compile=False)
+
+
+def _solve_batch(
     f: Callable[..., Any],
     y0: Any,
     ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
@@ -115,7 +164,7 @@ def solve_batch(
     stepsize: StepSize,
     gradient: Gradient,
     running: Callable[..., Any] | None,
-    loss_at: object,
+    loss_at: Callable[..., Any] | None,
     breakpoints: Sequence[float] | Tensor,
     land: bool | None,
     max_steps: int | None,
@@ -123,112 +172,131 @@ def solve_batch(
     progress: bool,
     callback: Callable[[StepInfo], object] | None,
 ) -> SampleSolution:
-    """`odegrad.solve` with ``batch``.
+    """`solve_batch` in one of the engines.
 
     Raises:
-        OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
+        NotCompilable: If `compile` is set and the solve cannot be compiled.
+        OdegradError: If something is wrong with an argument.
     """
     marks = checked_batch(batch, Samples)
     check_choices(f, scheme, stepsize, gradient, max_steps)
     check_callable(running, "running", "t, y")
+    check_callable(loss_at, "loss_at", "j, y")
     check_callable(callback, "callback", "info")
-    check_alone(args, scheme, stepsize, gradient, loss_at, land, compile)
+    check_alone(args, scheme, stepsize, gradient, compile)
     leaves, structure = checked_state(y0, check_finite)
     size = check_fits(leaves, structure.leaf_names())
     times = checked_sample_times(ts, size)
-    landings = sample_times(times.detach(), size)
-    ends = tuple(x for row in landings.tolist()[:1] for x in row) or (0.0,)
     check_times_fit(tuple(times.detach().flatten().tolist()), leaves)
-    stepsize = checked_stepsize(stepsize, leaves, ends, True)
-    marked = None if marks is None else _marked(marks.args, args, size)
+    marked = None if marks is None else checked_marks(marks.args, args, size)
     args = pytree.tree_map(ordinary, args)
     leaves, times = tuple(map(substituted, leaves)), substituted(times)
-    check_no_breakpoints(f, running, args, breakpoints)
-    field = VectorField(f, structure, leaves, args, running)
-    start = landings[:, 0].contiguous()
-    p = read_by(field, start, leaves, stepsize)
-    y = (*leaves, *_quadratures(field, start, leaves, p, size))
-    cut = None
-    if marked is not None:
+    breaks = Breakpoints.found(
+        breakpoints, [f, running, *filter(callable, pytree.tree_leaves(args))]
+    )
+    known = SampleLandings(times, size, breaks)
+    ends = tuple(x for row in known.times.tolist()[:1] for x in row) or (0.0,)
+    stepsize = checked_stepsize(stepsize, leaves, ends, True)
+    if breaks.jumps and known.kinks:
+        scheme = Restarted.at_jumps(scheme, times.dtype, widest_real_dtype(leaves))
+    start, programs, cut = known.times[:, 0].contiguous(), None, None
+    if compile:
+        prepared = _prepared(f, running, structure, leaves, args, start, scheme, stepsize, gradient)
+        field, p, programs = prepared.field, prepared.field.arguments, prepared.programs
+        if marked is not None:
+            own = [x for x, m in zip(_tensors(args), marked, strict=True) if m]
+            cut = tuple(any(x is a for a in own) for x in p)
+    else:
+        field = VectorField(f, structure, leaves, args, running)
+        p = read_by(field, start, leaves, stepsize)
+    y = (*leaves, *checked_quadratures(field, start, leaves, p, size))
+    if marked is not None and not compile:
         cut = (*[False] * (len(p) - len(marked)), *marked)
         check_subset(field, start, y, p, cut)
+    loss = None if loss_at is None else LabelLoss(loss_at, structure, args, leaves, p)
+    placed = known.placed(land, scheme, stepsize, gradient, field, loss is not None)
+    if compile and placed.stops is not None:
+        _refuse_stops()
     n = len(leaves)
     monitor = None
     if progress or callback is not None:
         monitor = SampleMonitor(ends, lambda x: structure.unflatten(x[:n]), callback, progress)
     run = SampleRun(
         field, scheme, stepsize, ends, torch.finfo(times.dtype).eps, max_steps, monitor,
-        stats=SampleStats(), landings=landings, cut=cut, check_finite=check_finite,
-        salvage=on_failure != "raise",
+        stats=SampleStats(), landings=placed.landings, times_by_sample=placed.times,
+        stops=placed.stops, cut=cut, check_finite=check_finite, salvage=on_failure != "raise",
+        programs=programs,
     )  # fmt: skip
-    outputs = _outputs(run, gradient, y, p, times, on_failure == "nan")
-    return _solution(run, outputs, structure, times)
+    return _solved(SampleProblem(run, y, p, times, structure, gradient, on_failure == "nan"), loss)
 
 
-def _outputs(
-    run: SampleRun, gradient: Gradient, y: Leaves, p: Leaves, times: Tensor, nan: bool
-) -> Leaves:
-    """The states at all times, leaves of shape [T, B, …]; `nan`: NaN for samples that failed."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *p, times)):
-        assert isinstance(gradient, Discrete | Tape)
-        outputs = solve_samples(gradient, run, y, p, times)
-    else:
-        with torch.no_grad():
-            outputs, _ = run.field.bound(p, lambda: ahead(run, y, p, None))
-    if run.failures:
-        outputs = with_failed(run, outputs, (*y, *p, times), len(y), nan)
-    return outputs
+def _prepared(
+    f: Callable[..., Any],
+    running: Callable[..., Any] | None,
+    structure: Structure,
+    leaves: Leaves,
+    args: tuple[Any, ...],
+    start: Tensor,
+    scheme: Scheme,
+    stepsize: StepSize,
+    gradient: Gradient,
+) -> Prepared:
+    """The captured field and its programs.
+
+    Raises:
+        NotCompilable: If there are none.
+    """
+    from odegrad.compiled import NotCompilable, prepare
+
+    assert isinstance(gradient, Discrete)
+    if gradient.rewinds:
+        raise NotCompilable("Rewind takes steps back one by one")
+    if gradient.memory is not None:
+        raise NotCompilable("with batch, a memory budget is one of steps that are taken in Python")
+    return prepare(
+        f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
+    )
 
 
-def _quadratures(field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int) -> Leaves:
-    found = field.cost_leaves(start, leaves, p)
-    for x in found:
-        if x.ndim == 0 or len(x) != size:
-            raise InvalidValueError(
-                f"with batch, running must return one number per sample, shape [{size}]; it returned "
-                f"shape {list(x.shape)}"
-            )
-    return found
+def _refuse_stops() -> None:
+    """Raises: compiled steps of samples end at their times, and nowhere else.
+
+    Raises:
+        NotCompilable: In any case.
+    """
+    from odegrad.compiled import NotCompilable
+
+    raise NotCompilable(
+        "with batch, states are read inside of steps, or there are breakpoints; land=True steps onto all "
+        "times, which is compiled"
+    )
 
 
-def _marked(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
-    """For each of the tensors in args, whether it has a row for each sample."""
-    leaves, spec = pytree.tree_flatten(args)
-    dims = pytree._broadcast_to_and_flatten(marks, spec, is_leaf=lambda x: x is None)  # pyright: ignore
-    if dims is None or any(d is not None and (type(d) is not int or d != 0) for d in dims):
-        raise InvalidValueError(
-            f"Samples: args must be 0 or None for each of args (or a pytree like it), received {marks!r} "
-            f"for {len(args)} args"
-        )
-    pairs = [(x, d == 0) for x, d in zip(leaves, dims, strict=True) if isinstance(x, Tensor)]
-    for i, (x, own) in enumerate(pairs):
-        if own and (x.ndim == 0 or len(x) != size):
-            raise InvalidValueError(
-                f"Samples: tensor {i} of args is marked to have a row for each of the {size} samples, "
-                f"its shape is {list(x.shape)}"
-            )
-    return [own for _, own in pairs]
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
 
 
-def _rows(run: SampleRun, ts: Tensor) -> tuple[tuple[float, ...], ...]:
-    """The times of each sample."""
-    if ts.ndim == 1:
-        return (tuple(ts.detach().to("cpu", torch.float64).tolist()),) * run.n_samples
-    return tuple(map(tuple, run.landings.tolist()))
-
-
-def _solution(run: SampleRun, outputs: Leaves, structure: Structure, ts: Tensor) -> SampleSolution:
-    n = run.field.n_state
-    samples = range(run.n_samples)
+def _solved(problem: SampleProblem, loss: LabelLoss | None) -> SampleSolution:
+    """Solves what was assembled; `loss` is that at each time, or None."""
+    run, outputs, n = problem.run, problem.outputs(), problem.run.field.n_state
+    total, running = None, outputs[n] if len(outputs) > n else None
+    if loss is not None:
+        p = tuple(map(substituted, loss.p))
+        total = summed(loss, outputs[:n], p, isinstance(problem.gradient, Tape))
+        running = None if running is None else running[-1]
+        if run.check_finite and not run.salvage:
+            check_loss(total, run.times)
+    failures = [run.failures.get(b) for b in range(run.n_samples)]
+    counts = zip(run.landings.tolist(), run.segments.tolist(), strict=True)
     return SampleSolution(
-        ys=structure.unflatten(outputs[:n]),
-        ts=ts,
+        ys=problem.structure.unflatten(outputs[:n]) if loss is None else None,
+        ts=problem.ts,
         stats=run.stats,
-        status=tuple(  # pyright: ignore
-            status_of(run.failures[b]) if b in run.failures else Status.SUCCESS for b in samples
-        ),
+        status=tuple(Status.SUCCESS if x is None else status_of(x) for x in failures),  # pyright: ignore
         grid=run.accepted_steps,  # pyright: ignore
-        landings=_rows(run, ts),  # pyright: ignore
-        running=outputs[n] if len(outputs) > n else None,
-        reason=tuple(str(run.failures[b]) if b in run.failures else "" for b in samples),  # pyright: ignore
+        landings=tuple(tuple(row[: count + 1]) for row, count in counts),  # pyright: ignore
+        running=running,
+        loss=total,
+        reason=tuple("" if x is None else str(x) for x in failures),  # pyright: ignore
+        _read=SampleReader(problem),
     )

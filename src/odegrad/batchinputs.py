@@ -9,18 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odegrad.breakpoints import Breakpoints
 from odegrad.errors import (
     GradientUnavailableError,
     InvalidTypeError,
     InvalidValueError,
-    NonFiniteInputError,
-    warn,
 )
 from odegrad.field import VectorField
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.base import forward_transform
-from odegrad.inputs import ordinary
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves
 from odegrad.stepsize import PID, FixedStepSize, StepSize
@@ -28,10 +24,10 @@ from odegrad.stepsize import PID, FixedStepSize, StepSize
 __all__ = [
     "check_alone",
     "check_fits",
-    "check_no_breakpoints",
     "check_subset",
     "checked_batch",
-    "checked_sample_times",
+    "checked_marks",
+    "checked_quadratures",
 ]
 
 T = TypeVar("T")
@@ -65,11 +61,9 @@ def check_alone(
     scheme: Scheme,
     stepsize: StepSize,
     gradient: Gradient,
-    loss_at: object,
-    land: object,
     compile: bool,
 ) -> None:
-    """Whether the choices go with steps for each sample; `compile` has no effect, with a warning.
+    """Whether the choices go with steps for each sample.
 
     Raises:
         InvalidTypeError: If args is no tuple.
@@ -81,14 +75,6 @@ def check_alone(
     if not isinstance(gradient, Discrete | Tape):
         raise InvalidValueError(
             f"batch goes with gradient=Discrete() or Tape(), received {gradient}: leave batch out"
-        )
-    if loss_at is not None:
-        raise InvalidValueError(
-            "loss_at does not go with batch yet: compute the loss from the ys of a solve without it"
-        )
-    if land is False:
-        raise InvalidValueError(
-            "land=False does not go with batch yet: samples land on each of their times. Leave land out"
         )
     if not scheme.traceable:
         raise InvalidValueError(
@@ -110,26 +96,10 @@ def check_alone(
             f"batch does not go under {transform}: samples differ in their steps. Leave batch out, or "
             "take torch.func.grad, vjp or jacrev"
         )
-    if compile:
-        warn(
-            "compile=True has no effect on this solve: steps for each sample (batch) run without a "
-            "compiler"
-        )
-
-
-def check_no_breakpoints(
-    f: object, running: object, args: object, breakpoints: Sequence[float] | Tensor
-) -> None:
-    """Refuses breakpoints, given or declared by modules that f reads.
-
-    Raises:
-        InvalidValueError: If there are some.
-    """
-    readers = [f, running, *filter(callable, pytree.tree_leaves(args))]
-    if Breakpoints.found(breakpoints, readers).times:
+    if compile and not isinstance(gradient, Discrete):
         raise InvalidValueError(
-            "breakpoints do not go with batch yet, whether given or declared by a control that f reads: "
-            "leave batch out, or put the breakpoints into ts"
+            f"compile=True goes with gradient=Discrete(), received {gradient}, which needs the "
+            "autograd graph of every operation; leave compile out"
         )
 
 
@@ -151,60 +121,6 @@ def check_fits(leaves: Leaves, names: Sequence[str]) -> int:
                 f"{len(leaves[0])}, y0{name} has {len(leaf)}"
             )
     return len(leaves[0])
-
-
-def checked_sample_times(ts: Any, size: int) -> Tensor:
-    """The times, a tensor of shape [T] or [B, T].
-
-    Raises:
-        InvalidTypeError: If they are no real numbers.
-        InvalidValueError: If their shape is another, they are not finite, or change direction.
-    """
-    if not isinstance(ts, Tensor):
-        try:
-            if any(isinstance(t, Tensor) for t in ts):
-                ts = torch.stack(
-                    [torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in ts]
-                )
-            ts = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidTypeError(
-                "ts must be a tensor of shape [T] or [B, T] or a sequence of floats, received "
-                f"{type(ts).__name__}"
-            ) from error
-    if ts.dtype.is_complex or ts.dtype is torch.bool:
-        raise InvalidTypeError(f"ts must be real, received {ts.dtype}")
-    if ts.ndim not in (1, 2) or ts.shape[-1] == 0:
-        raise InvalidValueError(
-            f"with batch, ts must have shape [T] or [B, T] with T ≥ 1, received shape {list(ts.shape)}"
-        )
-    if ts.ndim == 2 and len(ts) != size:
-        raise InvalidValueError(
-            f"ts has times for {len(ts)} samples (shape {list(ts.shape)}), y0 has {size} samples: pass "
-            "one row for each, or shape [T] for times that all share"
-        )
-    if not ts.dtype.is_floating_point:
-        ts = ts.to(torch.float64)
-    ts = ordinary(ts)
-    rows = ts.detach().to("cpu", torch.float64)
-    rows = rows[None] if rows.ndim == 1 else rows
-    for b, row in enumerate(rows.tolist()):
-        _check_row(row, f"ts[{b}" if ts.ndim == 2 else "ts[")
-    return ts
-
-
-def _check_row(row: list[float], name: str) -> None:
-    """Whether the times of a sample are finite and go in one direction."""
-    sign = 1.0 if row[-1] >= row[0] else -1.0
-    comma = ", " if name[-1] != "[" else ""
-    for j, t in enumerate(row):
-        if not abs(t) < float("inf"):
-            raise NonFiniteInputError(f"{name}{comma}{j}] is {t}; times must be finite")
-        if j and sign * (t - row[j - 1]) < 0:
-            raise InvalidValueError(
-                f"ts must not change direction: {name}{comma}{j - 1}] = {row[j - 1]}, "
-                f"{name}{comma}{j}] = {t}; sort the times"
-            )
 
 
 def check_subset(
@@ -244,3 +160,44 @@ def check_subset(
                 f"batch=Samples(…) says that f treats each sample by itself, but on {len(index)} of "
                 f"{size} samples it gave something else than on all (leaf {i}). {_WHAT_TO_DO}"
             )
+
+
+def checked_marks(marks: Any, args: tuple[Any, ...], size: int) -> list[bool]:
+    """For each of the tensors in args, whether it has a row for each sample.
+
+    Raises:
+        InvalidValueError: If `marks` do not say so.
+    """
+    leaves, spec = pytree.tree_flatten(args)
+    dims = pytree._broadcast_to_and_flatten(marks, spec, is_leaf=lambda x: x is None)  # pyright: ignore
+    if dims is None or any(d is not None and (type(d) is not int or d != 0) for d in dims):
+        raise InvalidValueError(
+            f"Samples: args must be 0 or None for each of args (or a pytree like it), received {marks!r} "
+            f"for {len(args)} args"
+        )
+    pairs = [(x, d == 0) for x, d in zip(leaves, dims, strict=True) if isinstance(x, Tensor)]
+    for i, (x, own) in enumerate(pairs):
+        if own and (x.ndim == 0 or len(x) != size):
+            raise InvalidValueError(
+                f"Samples: tensor {i} of args is marked to have a row for each of the {size} samples, "
+                f"its shape is {list(x.shape)}"
+            )
+    return [own for _, own in pairs]
+
+
+def checked_quadratures(
+    field: VectorField, start: Tensor, leaves: Leaves, p: Leaves, size: int
+) -> Leaves:
+    """The leaves of a running cost at the start.
+
+    Raises:
+        InvalidValueError: If it is not one number per sample.
+    """
+    found = field.cost_leaves(start, leaves, p)
+    for x in found:
+        if x.ndim == 0 or len(x) != size:
+            raise InvalidValueError(
+                f"with batch, running must return one number per sample, shape [{size}]; it returned "
+                f"shape {list(x.shape)}"
+            )
+    return found

@@ -24,7 +24,7 @@ substituted by identity; that is detected while differentiating, by `check_reach
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -121,6 +121,25 @@ class Captures:
     def changing_buffers(self) -> list[Tensor]:
         """The buffers that calls change, as they hang in their modules now."""
         return [c.sites[0].current() for c in self.changing]
+
+    def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
+        """The leaves to differentiate when p is given: the function's own where it can, else copies.
+
+        A leaf that the function reads by itself serves as it is, so that nothing needs to be substituted.
+        A tensor with a history, or with hooks, is replaced by a detached copy: the history and the hooks
+        are for the caller's graph.
+
+        Arguments:
+            p: One tensor for each captured one, in order; others may follow.
+            wanted: Which of them need a cotangent.
+        """
+        items = self.items
+        return tuple(
+            x
+            if want and x.is_leaf and i < len(items) and items[i].reads(x) and not _hooked(x)
+            else x.detach().requires_grad_(want)
+            for i, (x, want) in enumerate(zip(p, wanted, strict=True))
+        )
 
     def bind(self, p: Leaves, thunk: Callable[[], T]) -> T:
         """thunk(), with the function reading `p` instead of what it would read.
@@ -302,3 +321,8 @@ def _members(roots: list[nn.Module]) -> list[Captured]:
                     old = found.get(id(tensor)) or Captured(tensor, path, (), False, is_buffer)
                     found[id(tensor)] = replace(old, sites=(*old.sites, site))
     return list(found.values())
+
+
+def _hooked(x: Tensor) -> bool:
+    """Whether the user put hooks on x, which must see one gradient and not one per evaluation."""
+    return bool(x._backward_hooks)  # pyright: ignore[reportPrivateUsage]

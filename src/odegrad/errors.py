@@ -14,9 +14,11 @@ __all__ = [
     "ChangedTensorError",
     "CheckpointStorageError",
     "DistributedError",
+    "EventError",
     "FieldOutputError",
     "FieldOutputTypeError",
     "GradientUnavailableError",
+    "GrazingEventError",
     "InvalidTypeError",
     "InvalidValueError",
     "MaxStepsError",
@@ -122,6 +124,14 @@ class StepTooSmallError(SolveError):
 
 class MaxStepsError(SolveError):
     """The solve did not reach its end within `max_steps` attempted steps."""
+
+
+class EventError(SolveError):
+    """An event function is not a number along the solution, or jumps follow each other without end."""
+
+
+class GrazingEventError(EventError):
+    """The solution touches an event without crossing it, so that the event has no derivative."""
 
 
 SPENT = (

@@ -126,23 +126,8 @@ class VectorField:
         return captured + [f"args, tensor {i}" for i in range(len(self.arguments))]
 
     def own(self, p: Leaves, wanted: Sequence[bool]) -> Leaves:
-        """The leaves to differentiate when p is given: f's own where it can read them, else copies.
-
-        A leaf that f reads by itself serves as it is, so that nothing needs to be substituted. A
-        tensor with a history, or with hooks, is replaced by a detached copy: the history and the hooks
-        are for the caller's graph.
-
-        Arguments:
-            p: The tensors that f read in the forward sweep.
-            wanted: Which of them need a cotangent.
-        """
-        items = self._captures.items
-        return tuple(
-            x
-            if want and x.is_leaf and i < len(items) and items[i].reads(x) and not _hooked(x)
-            else x.detach().requires_grad_(want)
-            for i, (x, want) in enumerate(zip(p, wanted, strict=True))
-        )
+        """The leaves to differentiate when p is given, see `Captures.own`."""
+        return self._captures.own(p, wanted)
 
     def bound(self, p: Leaves, thunk: Callable[[], T]) -> T:
         """thunk(), during which f reads `p`, under the autocast state of the solve's start."""
@@ -312,8 +297,3 @@ class VectorField:
             time = torch.as_tensor(t, dtype=self.time_dtype, device=self.device)
             cost = self._functions[1](time, self._state.unflatten(y), *self._arguments(p))
             return (torch.zeros_like(self._outputs.cost(cost)),)
-
-
-def _hooked(x: Tensor) -> bool:
-    """Whether the user put hooks on x, which must see one gradient and not one per evaluation."""
-    return bool(x._backward_hooks)  # pyright: ignore[reportPrivateUsage]

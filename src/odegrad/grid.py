@@ -28,7 +28,7 @@ from torch import Tensor
 from odegrad.errors import InvalidValueError
 from odegrad.state import Time
 
-__all__ = ["Clock", "Grid", "Nodes", "Segment", "Stops", "Uniform"]
+__all__ = ["Clock", "Grid", "Leading", "Nodes", "Segment", "Stops", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,37 @@ class Nodes:
         return self.fractions[i + 1] - self.fractions[i]
 
 
-Segment: TypeAlias = Uniform | Nodes
+@dataclass(frozen=True)
+class Leading:
+    """The first steps of a segment whose others are not taken: an event ended it.
+
+    Arguments:
+        whole: The segment.
+        n: How many of its steps are taken, at least 1.
+    """
+
+    whole: Uniform | Nodes
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= len(self.whole):
+            raise InvalidValueError(
+                f"a segment of {len(self.whole)} steps cannot end after {self.n} of them"
+            )
+
+    def __len__(self) -> int:
+        return self.n
+
+    def start(self, i: int) -> float:
+        """σ_i."""
+        return self.whole.start(i)
+
+    def width(self, i: int) -> float:
+        """δ_i."""
+        return self.whole.width(i)
+
+
+Segment: TypeAlias = Uniform | Nodes | Leading
 
 
 @dataclass(frozen=True)
@@ -137,7 +167,16 @@ class Grid:
             )
 
     def times(self, landings: Sequence[float]) -> list[float]:
-        """All step times, starts of steps and the end, for the given landing times."""
+        """All step times, starts of steps and the end, for the given landing times.
+
+        Raises:
+            InvalidValueError: If the grid is that of a solve which an event ended or interrupted.
+        """
+        if any(isinstance(segment, Leading) for segment in self.segments):
+            raise InvalidValueError(
+                "the steps of a solve that an event ended or interrupted do not fill the spans between "
+                "its landing times; a callback is told the time of each step"
+            )
         clock = Clock(self, landings)
         starts = [float(clock.step(n)[0]) for n in range(self.n_steps)]
         return [*starts, float(landings[-1])]
@@ -197,6 +236,10 @@ class Clock:
         """The segment k of step n, and the index of step n inside it."""
         k = bisect_right(self._ends, n)
         return k, n - self.node(k)
+
+    def segment(self, k: int) -> Segment:
+        """Segment k."""
+        return self._segments[k]
 
     def before(self, n: int) -> int:
         """The time that the segment of step n begins at."""

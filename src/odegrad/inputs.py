@@ -19,6 +19,7 @@ from odegrad.errors import (
     warn,
 )
 from odegrad.gradients import Gradient
+from odegrad.grid import Grid, Leading
 from odegrad.schemes import SCHEMES
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, Structure, widest_real_dtype
@@ -136,6 +137,11 @@ def checked_stepsize(
         times: The landing times.
         look: Whether numbers may be looked at.
     """
+    if isinstance(stepsize, Grid) and any(isinstance(s, Leading) for s in stepsize.segments):
+        raise InvalidValueError(
+            "the recorded grid is that of a solve which an event ended or interrupted: replay it with "
+            "the same events"
+        )
     span = abs(times[-1] - times[0])
     if isinstance(stepsize, Fixed) and 0.0 < span * (1.0 + 1e-6) < stepsize.dt:
         warn(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from odegrad.batch import Samples
 from odegrad.errors import InvalidTypeError
+from odegrad.events import Event, checked_events
 from odegrad.gradients import Discrete, Gradient
 from odegrad.schemes import Tsit5
 from odegrad.schemes.base import Scheme
@@ -30,6 +31,7 @@ class NeuralODE(nn.Module):
         compile: As for `odegrad.solve`.
         land: As for `odegrad.solve`.
         batch: As for `odegrad.solve`; `net` gets t of shape [B] then.
+        events: As for `odegrad.solve`. Modules that they read are not parts of this one.
         on_failure: As for `odegrad.solve`.
 
     Example:
@@ -49,6 +51,7 @@ class NeuralODE(nn.Module):
         compile: bool = False,
         land: bool | None = None,
         batch: int | Samples | None = None,
+        events: Sequence[Event] = (),
         on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
@@ -59,18 +62,23 @@ class NeuralODE(nn.Module):
         self.compiles = compile  # nn.Module.compile is a method
         self.land = land
         self.batch = batch
+        self.events = checked_events(events)
         self.on_failure: OnFailure = on_failure
         self._autonomous = _takes_one(net)
 
     def forward(self, y0: Any, ts: Tensor | Sequence[float], args: tuple[Any, ...] = ()) -> Any:
-        """The states at `ts`, leaves of shape [len(ts), *leaf.shape]; y0 is the state at ts[0]."""
+        """The states at `ts`, leaves of shape [len(ts), *leaf.shape]; y0 is the state at ts[0].
+
+        With events it is a pair: the states at those of `ts` that were reached, the first ones, and for
+        each event its `odegrad.Occurrences`.
+        """
         if self._autonomous and args:
             raise InvalidTypeError(
                 f"{type(self.net).__name__} takes the state alone, but args were given; "
                 "write its forward as forward(self, t, y, *args)"
             )
         field = self._state_only if self._autonomous else self.net
-        return solve(
+        sol = solve(
             field,
             y0,
             ts,
@@ -81,13 +89,16 @@ class NeuralODE(nn.Module):
             compile=self.compiles,
             land=self.land,
             batch=self.batch,
+            events=self.events,
             on_failure=self.on_failure,
-        ).ys
+        )
+        return (sol.ys, sol.events) if self.events else sol.ys
 
     def extra_repr(self) -> str:
         """The choices, for repr."""
         choices = f"scheme={self.scheme}, stepsize={self.stepsize}, gradient={self.gradient}"
         choices += "" if self.batch is None else f", batch={self.batch}"
+        choices += f", events={len(self.events)}" if self.events else ""
         return f"{choices}, compile=True" if self.compiles else choices
 
     def _state_only(self, t: Tensor, y: Any) -> Any:

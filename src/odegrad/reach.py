@@ -29,8 +29,13 @@ def formal(x: Tensor) -> Tensor:
     return x
 
 
-def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor], name: str = "f") -> None:
     """Walks the graph of `outputs` to `inputs` and to its leaves, or as far as `MOST_NODES` reach.
+
+    Arguments:
+        outputs: What was computed.
+        inputs: What it is differentiated for.
+        name: What to call the function that computed it.
 
     Raises:
         UnreachableTensorError: If a leaf is not one of `inputs`: its gradient would be lost.
@@ -38,7 +43,7 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
     allowed = {id(x) for x in inputs}
     for x in outputs:
         if x.is_leaf and x.requires_grad and id(x) not in allowed:
-            _raise(x)
+            _raise(x, name)
     ends = {x.grad_fn for x in inputs}
     nodes = [x.grad_fn for x in outputs if x.grad_fn is not None and x.grad_fn not in ends]
     seen = {*nodes, *ends}
@@ -53,13 +58,14 @@ def check_reachable(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None
         if not following:  # where a gradient accumulates
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in allowed and not hasattr(leaf, _MARK):
-                _raise(leaf)
+                _raise(leaf, name)
 
 
-def _raise(leaf: Tensor) -> None:
+def _raise(leaf: Tensor, name: str) -> None:
     raise UnreachableTensorError(
-        f"f used a tensor of shape {list(leaf.shape)} that requires grad and that is neither y, t, a "
-        "tensor in args, nor one that scanning and tracing f found and can follow, so its gradient "
-        "would be lost. Pass it in args=(…), make it an attribute of a module that f calls, or "
-        "detach it. (If f detaches y and marks the copy with requires_grad_(), use y itself.)"
+        f"{name} used a tensor of shape {list(leaf.shape)} that requires grad and that is neither y, t, "
+        f"a tensor in args, nor one that scanning and tracing {name} found and can follow, so its "
+        f"gradient would be lost. Pass it in args=(…), make it an attribute of a module that {name} "
+        f"calls, or detach it. (If {name} detaches y and marks the copy with requires_grad_(), use y "
+        "itself.)"
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from odegrad.errors import InvalidValueError
 from odegrad.grid import Grid, Nodes, Segment, Uniform
+from odegrad.samplestops import Reading, SampleStops, scattered
 
 __all__ = ["SampleClock", "SampleGrid"]
 
@@ -37,7 +38,7 @@ class SampleGrid:
         starts: σ, float64 of shape [N, B].
         widths: δ, likewise.
         counts: N_b, int64 of shape [B]. What stands behind step N_b of a sample means nothing.
-        n_segments: The number of segments, the same for all samples.
+        n_segments: The number of segments of the sample that has the most.
 
     Example:
         >>> from odegrad.grid import Grid, Nodes, Uniform
@@ -55,7 +56,7 @@ class SampleGrid:
 
     @staticmethod
     def of(grids: Sequence[Grid]) -> SampleGrid:
-        """That of samples, at least one, whose grids are given; they have equally many segments."""
+        """That of samples, at least one, whose grids are given."""
         different = list({id(grid): grid for grid in grids}.values())
         number = {id(grid): u for u, grid in enumerate(different)}
         which = torch.tensor([number[id(grid)] for grid in grids], dtype=torch.int64, device="cpu")
@@ -75,7 +76,7 @@ class SampleGrid:
         counts = torch.tensor(
             [grid.n_steps for grid in different], dtype=torch.int64, device="cpu"
         )[which]
-        n_segments = len(grids[0].segments)
+        n_segments = max(len(grid.segments) for grid in different)
         j, start, width = (x[which].T.contiguous() for x in (segments, starts, widths))
         return SampleGrid(j, start, width, counts, n_segments)
 
@@ -120,6 +121,15 @@ class SampleGrid:
         ends[self.segments[n, b] + 1, b] = n + 1
         return ends
 
+    @cached_property
+    def own_segments(self) -> Tensor:
+        """How many segments each sample has, int64 of shape [B]; 0 if it takes no step."""
+        last = (self.counts - 1).clamp(min=0)
+        if not self.n_steps:
+            return torch.zeros_like(last)
+        found = self.segments.gather(0, last[None])[0] + 1
+        return found.masked_fill(self.counts == 0, 0)
+
     def without(self, samples: Tensor) -> SampleGrid:
         """The same, but that those samples, bool of shape [B], take no step."""
         return replace(self, counts=self.counts.masked_fill(samples, 0))
@@ -148,13 +158,19 @@ class SampleGrid:
         del n_segments
         raise InvalidValueError(_WITH_BATCH)
 
-    def check_samples(self, n_samples: int, n_segments: int) -> None:
-        """Raises `InvalidValueError` unless the grid is one of so many samples and segments."""
-        if (n_samples, n_segments) != (self.n_samples, self.n_segments):
+    def fits(self, segments: Tensor) -> bool:
+        """Whether those samples that take steps have so many segments, int64 of shape [B]."""
+        own = self.own_segments
+        return len(own) == len(segments) and bool(((own == segments) | (own == 0)).all())
+
+    def check_samples(self, segments: Tensor) -> None:
+        """Raises `InvalidValueError` unless the grid `fits`."""
+        if not self.fits(segments):
+            n = int(segments.max()) if len(segments) else self.n_segments
             raise InvalidValueError(
                 f"the recorded grid has {self.n_samples} samples and {self.n_segments} segments, the "
-                f"solve has {n_samples} and {n_segments}: replay it with as many samples in y0 and "
-                "times in ts as it was recorded with"
+                f"solve has {len(segments)} and {n}: replay it with as many samples in y0, times in "
+                "ts and breakpoints as it was recorded with"
             )
 
 
@@ -173,33 +189,69 @@ def _segment(steps: list[tuple[float, float]]) -> Segment:
 
 
 class SampleClock:
-    """The rounds of a grid in time.
+    """The rounds of a grid in time, and the times that are read in them.
 
     Arguments:
         grid: The grid.
-        landings: T, float64 of shape [B, n_segments + 1], on the CPU; times and steps are on its graph.
+        landings: L, float64 of shape [B, n_segments + 1], on the CPU; times and steps are on its graph.
+        stops: Which times these are, and which are read; None: these are all.
+        times: The times of the samples, [B, T], if some are read, which are on its graph.
     """
 
-    def __init__(self, grid: SampleGrid, landings: Tensor) -> None:
-        self._grid, n = grid, grid.n_steps
+    def __init__(
+        self,
+        grid: SampleGrid,
+        landings: Tensor,
+        stops: SampleStops | None = None,
+        times: Tensor | None = None,
+    ) -> None:
+        self._grid, self._stops, n = grid, stops, grid.n_steps
         self._lands: list[bool] = grid.lands.any(dim=1).tolist()
-        j, times = grid.segments[:n], landings.T
-        start = times.gather(0, j)
+        j, rows = grid.segments[:n], landings.T
+        start = rows.gather(0, j)
         # What stands behind the last step of a sample may be no segment.
-        span = times.gather(0, (j + 1).clamp(max=len(times) - 1)) - start
+        span = rows.gather(0, (j + 1).clamp(max=len(rows) - 1)) - start
         self._t = start + span * grid.starts[:n]
         self._dt = (span * grid.widths[:n]).masked_fill(~grid.active, float("nan"))
+        self._times = times
+        self._inside: list[list[tuple[Tensor, Tensor]]] = []
+        if n and stops is not None and stops.reads:
+            ends = torch.cat([grid.starts[1:n], torch.ones_like(grid.starts[:1])])
+            ends = ends.masked_fill(grid.lands, 1.0)
+            reading = Reading(stops)
+            self._inside = list(map(reading.inside, grid.active, j, ends))
 
     def step(self, n: int) -> tuple[Tensor, Tensor]:
         """(t_n, h_n), float64 of shape [B]; h is NaN where a sample sits out."""
         return self._t[n], self._dt[n]
 
+    @property
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """(t, h) of all rounds, float64 of shape [N, B]."""
+        return self._t, self._dt
+
     def landing(self, n: int) -> tuple[Tensor, Tensor] | None:
-        """(j, b) for the samples b that are at their landing j after round n, or None if none is."""
+        """(j, b) for the samples b that are at their time j after round n, or None if none is."""
         if not self._lands[n]:
             return None
         b = self._grid.lands[n].nonzero().squeeze(1)
-        return self._grid.segments[n, b] + 1, b
+        s = self._grid.segments[n, b] + 1
+        return (s, b) if self._stops is None else self._stops.labels(s, b)
+
+    def reads(self, n: int) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """(j, b) for the samples b that are read at their time j inside of round n, and these times.
+
+        The times are of shape [B], NaN for samples that are not read.
+        """
+        if not self._inside:
+            return []
+        times = self._times
+        assert times is not None
+        return [((j, b), scattered(times, j, b)) for j, b in self._inside[n]]
+
+    def count_reads(self, n: int) -> int:
+        """How often the sample that is read most often is read inside of round n."""
+        return len(self._inside[n]) if self._inside else 0
 
     def vjp(self, grad_t: Tensor, grad_dt: Tensor) -> Tensor:
         """The cotangent of the landing times, shape [B, n_segments + 1].

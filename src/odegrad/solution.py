@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from odegrad.errors import (
+    EventError,
+    GrazingEventError,
     InvalidValueError,
     MaxStepsError,
     NonFiniteDerivativeError,
@@ -21,18 +23,23 @@ from odegrad.errors import (
 from odegrad.grid import Grid
 from odegrad.sweeps import Stats
 
-__all__ = ["Solution", "Status", "status_of"]
+__all__ = ["Occurrences", "Solution", "Status", "status_of"]
 
 
 class Status(enum.Enum):
-    """How a solve ended. One that fails raises, unless `on_failure` says otherwise."""
+    """How a solve ended. One that fails raises, unless `on_failure` says otherwise.
+
+    `SUCCESS` is to have come to ts[-1], `EVENT` to have come to a terminal event.
+    """
 
     SUCCESS = "success"
+    EVENT = "a terminal event ended it"
     MAX_STEPS = "too many steps"
     STEP_TOO_SMALL = "the step became too small"
     NON_FINITE_DERIVATIVE = "f gave NaN or infinity"
     NON_FINITE_STATE = "the solution became NaN or infinite"
     STEP_REJECTED = "f rejected a step of a fixed grid"
+    EVENT_FAILED = "an event has no number, no derivative, or no end"
     FAILED = "the solve failed"
 
 
@@ -42,6 +49,8 @@ _STATUS: dict[type[SolveError], Status] = {
     NonFiniteDerivativeError: Status.NON_FINITE_DERIVATIVE,
     NonFiniteStateError: Status.NON_FINITE_STATE,
     RejectStep: Status.STEP_REJECTED,
+    EventError: Status.EVENT_FAILED,
+    GrazingEventError: Status.EVENT_FAILED,
 }
 
 
@@ -51,22 +60,41 @@ def status_of(error: SolveError) -> Status:
 
 
 @dataclass(frozen=True)
+class Occurrences:
+    """When an event occurred, K times, and where: exact derivatives of the numbers, like `Solution.ys`.
+
+    Attributes:
+        times: The times in the order of the solve, shape [K].
+        states: The states there, before a jump, shaped like y0 with leaves of shape [K, *leaf.shape].
+        after: Those after the jumps, if the event has one, else None.
+        running: ∫ ℓ dt from ts[0] to each of the times, shape [K, …], if there is a running cost.
+    """
+
+    times: Tensor
+    states: Any
+    after: Any = None
+    running: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Solution:
     """The result of `odegrad.solve`.
 
     Attributes:
         ys: The states at `ts`, shaped like y0 with leaves of shape [len(ts), *leaf.shape]; None with
             `loss_at`, where they are never put together.
-        ts: The times, shape [len(ts)].
+        ts: The times, shape [len(ts)]; with events, those up to where a terminal one ended the solve.
         stats: What the solve did; the backward sweep adds its share when it runs.
         status: How it ended.
         grid: The accepted steps; ``stepsize=sol.grid`` replays them exactly. It may be empty if the solve
-            failed.
+            failed. With events it has the steps of each stretch between jumps, and is replayed with the
+            same events.
         landings: The times that steps had to end at: the first and the last, breakpoints between, and
             all of `ts` if they were stepped onto. The times of all steps are ``grid.times(landings)``.
         running: ∫ ℓ dt from ts[0] to each time of `ts` if a running cost was given, else None. With
             `loss_at`, that to ts[-1] alone.
         loss: Σ_j loss_at(j, y(ts[j])), a 0-dim tensor, if `loss_at` was given, else None.
+        events: For each of the `events`, when and where it occurred; if the solve failed, no occurrence.
         reason: What went wrong, if something did, as the exception would have said.
     """
 
@@ -78,6 +106,7 @@ class Solution:
     landings: tuple[float, ...]
     running: Tensor | None = None
     loss: Tensor | None = None
+    events: tuple[Occurrences, ...] = ()
     reason: str = ""
     _read: Callable[[object], Any] | None = field(default=None, repr=False, compare=False)
 

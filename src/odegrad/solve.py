@@ -11,8 +11,9 @@ from torch import Tensor
 
 from odegrad.assemble import Problem, assemble
 from odegrad.batch import Samples, solve_batch
-from odegrad.dense import Reader
+from odegrad.dense import Reader, read_again
 from odegrad.errors import InvalidValueError, SolveError, warn
+from odegrad.events import Event, assemble_with_events, checked_events, solve_events
 from odegrad.gradients import Discrete, Gradient, Tape
 from odegrad.gradients.failed import failed
 from odegrad.grid import Grid
@@ -43,6 +44,7 @@ def solve(
     compile: bool = False,
     running: Callable[..., Any] | None = None,
     loss_at: Callable[..., Any] | None = None,
+    events: Sequence[Event] = (),
     breakpoints: Sequence[float] | Tensor = (),
     land: bool | None = None,
     batch: int | Samples | None = None,
@@ -96,6 +98,12 @@ def solve(
             evaluated inside both sweeps, and `Solution.loss` is the sum over all j, so that memory does
             not grow with the number of times: `Solution.ys` is None. What ℓ reads (a decoder, targets)
             is differentiated like what f reads. Goes with `Discrete` and `Tape`.
+        events: `Event`s, where g(t, y) = 0: they are noted in `Solution.events`, end the solve, or let
+            the state jump. ts and ys then hold the times that were reached; a time of `ts` that is the
+            time of a jump has the state before it. Events do not change the steps, but each jump begins
+            them anew: a step's end is held at its fixed fraction of the segment from the jump to the next
+            time. Derivatives of every order are exact. Not with `loss_at`, `batch`, gradient modes that
+            start anew at every time, and transforms; `compile` has no effect.
         breakpoints: Times at which f jumps, or a derivative of it: steps end there, and f is evaluated
             strictly inside of each step (a stage at the end of a step sees the limit from within).
             Those outside the solve are passed over. Modules of `odegrad.controls` that f reads
@@ -116,10 +124,11 @@ def solve(
             with `on_failure` not "raise", its ys are NaN (or what was reached), its rows of the gradient
             are NaN, and so are those of what it shares with others, if the loss depends on its ys; if
             not, it has no share in the gradient. Where f raises `RejectStep`, halves of the samples are
-            tried, to find those that are meant (on a fixed grid all fail). Samples step onto each of
-            their times, whatever the steps. Goes with `Discrete` and `Tape`; not with `loss_at`,
-            `breakpoints`, ``land=False``, multistep schemes or a memory budget; `compile` has no effect.
-            A `running` cost returns shape [B].
+            tried, to find those that are meant (on a fixed grid all fail). `loss_at` gets the states
+            of all samples, each at its own time j; for it the states at all times are held. If f jumps
+            at a breakpoint within the times of one sample, all begin anew at every step. Goes with
+            `Discrete` and `Tape`; not with multistep schemes or a memory budget; `compile` has no
+            effect. A `running` cost returns shape [B].
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
@@ -158,6 +167,7 @@ def solve(
             and on_failure == "raise"
             and not (progress or compile)
             and callback is None
+            and len(events) == 0
             and getattr(scheme, "traceable", True)
         )
         unlimited = isinstance(gradient, Tape) or (
@@ -180,6 +190,7 @@ def solve(
         gradient=gradient,
         running=running,
         loss_at=loss_at,
+        events=events,
         breakpoints=breakpoints,
         land=land,
         batch=batch,
@@ -217,7 +228,15 @@ def _solve(
         raise InvalidValueError(
             f'on_failure must be "raise", "nan" or "return", received {on_failure!r}'
         )
-    batch = options.pop("batch")
+    batch, events = options.pop("batch"), checked_events(options.pop("events"))
+    if events and batch is not None:
+        raise InvalidValueError(
+            "events do not go with batch, where each sample would have its own: solve the samples one by "
+            "one, or leave events out"
+        )
+    if events:
+        made = assemble_with_events(f, y0, ts, args, events, compile, **options)
+        return solve_events(*made, _outputs, on_failure)
     if batch is not None:
         return solve_batch(f, y0, ts, args, on_failure, compile, batch, **options)
     assembled = partial(assemble, f, y0, ts, args, **options)
@@ -259,7 +278,9 @@ def solved(problem: Problem, on_failure: OnFailure = "raise") -> Solution:
         running=outputs[n] if len(outputs) > n else None,
         loss=None if run.loss is None else outputs[0],
         reason=reason,
-        _read=Reader(problem, solved) if status is Status.SUCCESS else None,
+        _read=Reader([problem], partial(read_again, problem, solved))
+        if status is Status.SUCCESS
+        else None,
     )
 
 

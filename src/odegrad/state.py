@@ -30,6 +30,7 @@ __all__ = [
     "inner",
     "is_half",
     "is_legacy_batched",
+    "is_stand_in",
     "nbytes",
     "number",
     "off_graph",
@@ -95,6 +96,11 @@ class Structure:
 def is_legacy_batched(x: Tensor) -> bool:
     """Whether x is a batch of `torch.autograd.grad(is_grads_batched=True)`, which few operations take."""
     return bool(torch._C._functorch.is_legacy_batchedtensor(x))  # pyright: ignore
+
+
+def is_stand_in(x: Tensor) -> bool:
+    """Whether x stands for a tensor in a step that is being traced; it must not be remembered."""
+    return type(x) is not Tensor and hasattr(x, "fake_device")
 
 
 def off_graph(x: Tensor) -> Tensor:
@@ -168,7 +174,7 @@ def combine(h: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leav
 
     The product h·w_j is formed first, in double precision for floats and float64 tensors.
     """
-    if isinstance(h, Tensor) and h.ndim == 1:
+    if isinstance(h, Tensor) and h.ndim == 1 and not is_stand_in(h):
         return _combined(None, h, weights, slopes)
     total: list[Tensor] | None = None
     for weight, slope in zip(weights, slopes, strict=False):
@@ -190,7 +196,7 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
         weights: w, one number (or 0-dim tensor) per slope; slopes beyond its length are ignored.
         slopes: k, each with the shapes of `y`.
     """
-    if isinstance(h, Tensor) and h.ndim == 1 and not any(isinstance(w, Tensor) for w in weights):
+    if isinstance(h, Tensor) and h.ndim == 1 and _are_numbers(weights) and not is_stand_in(h):
         numbers = tuple(w for w in weights if not isinstance(w, Tensor))
         return _combined(y, h, numbers, slopes) or y
     total: list[Tensor] | None = None
@@ -201,6 +207,10 @@ def axpy(y: Leaves, h: Time, weights: Sequence[Time], slopes: Sequence[Leaves]) 
     if total is None:
         return y
     return rounded([wide(a) + b for a, b in zip(y, total, strict=True)], y)
+
+
+def _are_numbers(weights: Sequence[Time]) -> bool:
+    return not any(isinstance(w, Tensor) for w in weights)
 
 
 def _combined(

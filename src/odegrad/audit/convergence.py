@@ -113,6 +113,7 @@ def refined(grid: Grid, k: int) -> Grid:
     def cut(segment: Segment) -> Segment:
         if isinstance(segment, Uniform):
             return Uniform(segment.n * k)
+        assert isinstance(segment, Nodes), "an audited solve has no events"
         starts = segment.fractions
         inner = [a + (b - a) * i / k for a, b in itertools.pairwise(starts) for i in range(k)]
         return Nodes((*inner, 1.0))

@@ -8,6 +8,7 @@ from odegrad.bench.engines import (
     COMPILED,
     COMPILED_GRAPH,
     EACH,
+    EACH_COMPILED,
     ENGINES,
     GRAPH,
     STATES,
@@ -23,13 +24,15 @@ from odegrad.bench.timing import SHORTEST_SAMPLE, Timing, ratio, time_in_turn
 from odegrad.bench.workloads import WORKLOADS, Problem, Workload
 
 SYSTEMS: dict[str, System] = {
-    system.name: system for system in (*ENGINES, EACH, TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT)
+    system.name: system
+    for system in (*ENGINES, EACH, EACH_COMPILED, TORCHDIFFEQ, TORCHDIFFEQ_ADJOINT)
 }
 
 __all__ = [
     "COMPILED",
     "COMPILED_GRAPH",
     "EACH",
+    "EACH_COMPILED",
     "ENGINES",
     "GRAPH",
     "SHORTEST_SAMPLE",

@@ -18,7 +18,17 @@ from odegrad.solution import Solution
 from odegrad.solve import solve
 from odegrad.stepsize import Steps, StepSize
 
-__all__ = ["COMPILED", "COMPILED_GRAPH", "EACH", "ENGINES", "GRAPH", "STATES", "TAPE", "Engine"]
+__all__ = [
+    "COMPILED",
+    "COMPILED_GRAPH",
+    "EACH",
+    "EACH_COMPILED",
+    "ENGINES",
+    "GRAPH",
+    "STATES",
+    "TAPE",
+    "Engine",
+]
 
 
 _MOST_WALKED = 1000
@@ -101,6 +111,7 @@ GRAPH = Engine("odegrad-graph", Discrete(StoreAll(keep=Keep.GRAPH)))
 COMPILED = Engine("odegrad-compiled", Discrete(), compiles=True)
 COMPILED_GRAPH = Engine("odegrad-compiled-graph", GRAPH.mode, compiles=True)
 EACH = Engine("odegrad-each", Discrete(), each=True)
+EACH_COMPILED = Engine("odegrad-each-compiled", Discrete(), compiles=True, each=True)
 
 ENGINES = (TAPE, STATES, GRAPH, COMPILED, COMPILED_GRAPH)
 """Those in which all samples take the same steps."""

@@ -15,12 +15,14 @@ from odegrad.capture import unread
 from odegrad.compiled.capture import CapturedFunction, capture_function
 from odegrad.compiled.inductor import compiler_obstacle, current_backend
 from odegrad.compiled.programs import Programs
+from odegrad.compiled.samples import SamplePrograms
 from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import LOCK, Fakes, NotCompilable
 from odegrad.field import VectorField
 from odegrad.scan import global_names
 from odegrad.schemes.base import Scheme
-from odegrad.state import Leaves, Structure, is_half, widest_real_dtype
+from odegrad.schemes.masked import Masked
+from odegrad.state import Leaves, Structure, Time, is_half, widest_real_dtype
 from odegrad.stepsize import PID, FixedStepSize, StepSize
 
 __all__ = ["Prepared", "prepare"]
@@ -42,7 +44,7 @@ def prepare(
     state: Structure,
     y: Leaves,
     args: tuple[Any, ...],
-    t: float,
+    t: Time,
     scheme: Scheme,
     stepsize: StepSize,
     chunk_bytes: int = CHUNK_BYTES,
@@ -55,7 +57,7 @@ def prepare(
         state: The structure of y.
         y: The initial state.
         args: Further arguments.
-        t: The initial time.
+        t: The initial time; of shape [B] for programs in which each sample has times of its own.
         scheme: The scheme.
         stepsize: The step sizes.
         chunk_bytes: The most bytes that a chunk of steps fills in the forward sweep.
@@ -65,6 +67,8 @@ def prepare(
             reads; if the scheme is not traceable, or the controller none that was written for compiled
             loops; or if there is no compiler.
     """
+    if isinstance(t, Tensor) and not len(t):
+        raise NotCompilable("the batch has no samples")
     _check_surroundings(stepsize, y)
     if not scheme.traceable:
         raise NotCompilable(f"a step of {scheme} depends on numbers in its carry")
@@ -78,11 +82,11 @@ def _prepare(
     state: Structure,
     y: Leaves,
     args: tuple[Any, ...],
-    t: float,
+    t: Time,
     scheme: Scheme,
     chunk_bytes: int,
 ) -> Prepared:
-    time = torch.full((), t, dtype=widest_real_dtype(y), device=y[0].device)
+    time = torch.as_tensor(t, dtype=widest_real_dtype(y), device=y[0].device)
     p: list[Tensor] = []
     graph_f = capture_function(f, time, y, state, args, p, scalar=False)
     graph_cost = None
@@ -98,12 +102,20 @@ def _prepare(
     field = pure(y, tuple(p))
     cost_key = None if graph_cost is None else (id(graph_cost.graph), graph_cost.roles)
     shapes = tuple((x.shape, x.dtype, x.device) for x in y)
-    key = (graph_f.roles, cost_key, field.autocast, scheme, shapes, current_backend(), chunk_bytes)
+    size = len(time) if time.ndim else None
+    key = (
+        *(graph_f.roles, cost_key, field.autocast, scheme, shapes),
+        *(current_backend(), chunk_bytes, size),
+    )
     programs = graph_f.graph.programs.get(key)
     if programs is None:
         _trace_once(graph_f, time, y, p)
         cost = _check(VectorField(f, state, y, args, running), pure(y, tuple(p[:read])), t, y)
-        programs = Programs(pure, scheme, (*y, *cost), len(y), tuple(p[:read]), chunk_bytes)
+        every, own = (*y, *cost), tuple(p[:read])
+        if size is not None:
+            scheme = Masked(scheme, len(every))
+        kind = Programs if size is None else SamplePrograms
+        programs = kind(pure, scheme, every, len(y), own, chunk_bytes, size)
         graph_f.graph.programs[key] = programs
     return Prepared(field, programs)
 
@@ -157,7 +169,7 @@ def _trace_once(f: CapturedFunction, t: Tensor, y: Leaves, p: list[Tensor]) -> N
     Fakes().trace(f.graph.module, [given[role] for role in f.roles])
 
 
-def _check(plain: VectorField, pure: VectorField, t: float, y: Leaves) -> Leaves:
+def _check(plain: VectorField, pure: VectorField, t: Time, y: Leaves) -> Leaves:
     """Whether the captured functions can stand for those of the user; returns the quadrature leaves.
 
     Raises:
@@ -173,7 +185,7 @@ def _check(plain: VectorField, pure: VectorField, t: float, y: Leaves) -> Leaves
     return cost
 
 
-def _compare(fields: dict[VectorField, Leaves], t: float, y: Leaves) -> None:
+def _compare(fields: dict[VectorField, Leaves], t: Time, y: Leaves) -> None:
     """Refuses a graph that does not give what f gives, and what its transpose gives.
 
     Only a gross difference counts: there is none unless the capture is wrong.

@@ -154,7 +154,9 @@ class Programs(Shapes):
 
         def make() -> Pullback:
             args = (self._fakes, self._field, self.scheme, self._y, self._carry, self._p)
-            return trace_pullback(*args, wanted, timed, keeps, self.reading if read else None)
+            every = (*wanted, *[False] * (len(self._p) - len(wanted)))
+            reading = self.reading if read else None
+            return trace_pullback(*args, every, timed, keeps, reading, self.time_shape)
 
         return self._make(("pullback", wanted, timed, keeps, read), make)
 

@@ -90,6 +90,7 @@ def trace_pullback(
     timed: bool,
     keeps: bool,
     reading: Reading | None = None,
+    time_shape: tuple[int, ...] = (),
 ) -> Pullback:
     """Traces `scheme.step_vjp` and splits off what can be put off.
 
@@ -104,6 +105,7 @@ def trace_pullback(
         timed: Whether t and dt do.
         keeps: Whether the forward sweep keeps what the transpose needs.
         reading: What states inside of the step are read from, or None if there are none.
+        time_shape: The shape of t and dt.
 
     Raises:
         NotCompilable: If the step cannot be differentiated as a graph.
@@ -130,7 +132,7 @@ def trace_pullback(
                 times += reading.values(scheme, field, t, dt, y, step, p_)
         return [*times, *grad_y, *(found.carry or ()), *(found.p[i] for i in reached)]
 
-    time = fakes.empty((), torch.float64, y[0].device)
+    time = fakes.empty(time_shape, torch.float64, y[0].device)
     rows = 0 if reading is None else reading.degree + 1
     inside = [fakes.empty((rows, *x.shape), x.dtype, x.device) for x in y if rows]
     counts = field.evaluations, field.transposes

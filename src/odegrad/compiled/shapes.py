@@ -43,9 +43,11 @@ class Shapes:
         n_state: How many leaves f reads.
         p: The tensors that f reads.
         chunk_bytes: The most bytes that a chunk of steps fills in the forward sweep.
+        size: B, if each sample of a batch is at a time of its own: then `scheme` is a `Masked`.
 
     Attributes:
         n_read: How many tensors f reads.
+        time_shape: The shape of times and steps.
         device: Where the numbers of the time stepping are: that of the state's first leaf.
         reading: What states inside of steps are read from.
         announce: Entered while something is being compiled.
@@ -59,19 +61,23 @@ class Shapes:
         n_state: int,
         p: Leaves,
         chunk_bytes: int = CHUNK_BYTES,
+        size: int | None = None,
     ) -> None:
         self.scheme, self.chunk_bytes = scheme, chunk_bytes
         self._backend: Backend = current_backend()
         self._fakes = Fakes()
         self._y, self._p = self._fakes.like(y), self._fakes.like(p)
         self.n_read = len(p)
+        self.time_shape = () if size is None else (size,)
         # On stand-ins, so that nothing of the solve that made it is held.
         self._field = field(tuple(self._y[:n_state]), tuple(self._p))
         self.device = y[0].device
         self._made: dict[Any, Any] = {}
         self._told = False
         self.announce: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._time = self._fakes.empty((), torch.float64, self.device)
+        self._time = self._fakes.empty(self.time_shape, torch.float64, self.device)
+        if size is not None:
+            self._p += self._fakes.like([self._time, *self._y])  # as `Masked` wants it
         self._carry = self._trace_init()
         self.reading = Reading(scheme.read_degree)
         # Stand-ins for the values that states inside of a step are read from.
@@ -107,7 +113,8 @@ class Shapes:
         return [self._fakes.empty((n, *x.shape), x.dtype, x.device) for x in like]
 
     def _times(self, n: int) -> list[Tensor]:
-        return [self._fakes.empty((n,), torch.float64, self.device) for _ in range(2)]
+        shape = (n, *self.time_shape)
+        return [self._fakes.empty(shape, torch.float64, self.device) for _ in range(2)]
 
     def _count(self) -> Tensor:
         return self._fakes.empty((), torch.int64, self.device)

@@ -46,7 +46,8 @@ class Rule:
         primal: inputs ↦ (outputs, kept).
         transpose: (inputs, kept, cotangents of the outputs, which inputs need one, whether what was
             kept has to serve again) ↦ cotangents of the inputs.
-        replay: inputs ↦ outputs on the autograd graph; None if orders above 1 do not exist.
+        replay: (inputs, k) ↦ outputs on the autograd graph, whose derivatives up to order k are right;
+            None if orders above 1 do not exist.
         name: What to call it in messages.
         second: (inputs, the places of those that take part, cotangents of the outputs, one direction u
             per taking part) ↦ (∇⟨g, S'u⟩ for each taking part, S'u for each output), in little memory;
@@ -55,7 +56,7 @@ class Rule:
 
     primal: Callable[[Leaves], tuple[Leaves, Leaves]]
     transpose: Callable[[Leaves, Leaves, OptionalLeaves, Sequence[bool], bool], OptionalLeaves]
-    replay: Callable[[Leaves], Leaves] | None
+    replay: Callable[[Leaves, int], Leaves] | None
     name: str
     second: Second | None = None
 
@@ -105,17 +106,22 @@ class _Nested:
     inputs: tuple[Tensor | None, ...]  # None where a differentiated input goes
     present: tuple[int, ...]
 
-    def map(self, order: int, v: Sequence[Tensor]) -> Leaves:
-        """The map of order k on the graph; its arguments are those of order k − 1 and a cotangent."""
+    def map(self, order: int, v: Sequence[Tensor], highest: int | None = None) -> Leaves:
+        """The map of order k on the graph; its arguments are those of order k − 1 and a cotangent.
+
+        `highest` is the order for which it is made, k if None.
+        """
         assert self.rule.replay is not None
+        highest = order if highest is None else highest
         if order == 0:
             given = iter(v)
-            outputs = self.rule.replay(tuple(next(given) if x is None else x for x in self.inputs))
+            inputs = tuple(next(given) if x is None else x for x in self.inputs)
+            outputs = self.rule.replay(inputs, highest)
             check_reachable(outputs, v)
             return tuple(outputs[i] for i in self.present)
         n = self.n_arguments(order - 1)
         arguments, cotangents = v[:n], v[n:]
-        outputs = self.map(order - 1, arguments)
+        outputs = self.map(order - 1, arguments, highest)
         pairs = [(x, g) for x, g in zip(outputs, cotangents, strict=True) if x.requires_grad]
         if not pairs:
             return tuple(torch.zeros_like(x) for x in arguments)

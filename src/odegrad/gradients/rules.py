@@ -26,6 +26,7 @@ __all__ = [
     "compiled_rule",
     "eager_rule",
     "in_chunks",
+    "keeps_graphs",
     "rehearsed",
     "sweeping_rule",
 ]
@@ -73,7 +74,7 @@ def eager_rule(
     return sweeping_rule(run, n_y, ahead, back, check, inexact, second)
 
 
-def _keeps_graphs(checkpoints: Checkpoints) -> bool:
+def keeps_graphs(checkpoints: Checkpoints) -> bool:
     """Whether the compiled engine keeps what the transposes need, not states alone."""
     return checkpoints.bounds(1, known=True).keep in (Keep.GRAPH, None)
 
@@ -98,7 +99,7 @@ def compiled_rule(
     """The same map with both sweeps in compiled chunks of steps."""
     from odegrad.sweeps import compiled  # what it imports takes its time
 
-    keeps = _keeps_graphs(checkpoints)
+    keeps = keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
     read = run.stops is not None
@@ -193,7 +194,7 @@ def sweeping_rule(
 
     if inexact is not None:
         return Rule(primal, transpose, None, inexact)
-    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Discrete", second)
+    return Rule(primal, transpose, lambda inputs, _: again(run, n_y, inputs), "Discrete", second)
 
 
 def rehearsed(

@@ -23,7 +23,7 @@ from odegrad.gradients.node import Rule, plainly
 from odegrad.gradients.planning import Plan
 from odegrad.gradients.rehearsal import results_of
 from odegrad.gradients.rules import rehearsed
-from odegrad.gradients.samplerehearsal import SampleRehearsal, sizes_of_rounds
+from odegrad.gradients.samplerehearsal import SampleRehearsal, most_reads, sizes_of_rounds
 from odegrad.identity import owner
 from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves, OptionalLeaves
@@ -32,6 +32,9 @@ from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, prepare
 
 __all__ = ["plan_samples"]
+
+_FEW = 2
+"""Rounds of a solve that is as short as can be."""
 
 MakeRule = Callable[..., Rule]
 """The rule of a solve, given run, schedule, the number of leaves of the state, and what is wanted."""
@@ -94,7 +97,7 @@ class _Planner:
         """
         if self._budget is None:
             return
-        few = self._rehearsal(2, None)
+        few = self._rehearsal(_FEW, None)
         if self._gradient.checkpoints is None:
             chosen(few, self._budget)
         self._run.most_rounds = few.most_rounds()
@@ -111,7 +114,11 @@ class _Planner:
 
     def _rehearsal(self, n: int, grid: SampleGrid | None) -> SampleRehearsal:
         run, n_y, wanted, retained = self._run, len(self._y0), self._wanted, self._retained
-        parts = sizes_of_rounds(run, grid)
+        parts, reads = sizes_of_rounds(run, grid), 0
+        if grid is not None:
+            reads = most_reads(run, grid)
+        elif run.stops is not None and run.stops.reads:
+            reads = -(-run.outputs_at.shape[1] // n) if n > _FEW else 1
 
         def sweeps(
             run: Run,
@@ -126,7 +133,7 @@ class _Planner:
 
         inputs = (*self._y0, *self._p)
         shapes = tuple((x.shape, x.dtype, x.device) for x in inputs)
-        times = run.landings.shape[1] > 2, self._ts.ndim, self._ts.dtype
+        times = len(run.times) > 2, run.stops is None, reads, self._ts.ndim, self._ts.dtype
         key = (
             "samples",
             run.scheme,
@@ -140,7 +147,7 @@ class _Planner:
         )
         key = (*key, len(run.failures), run.replay_check)
         return SampleRehearsal(
-            run, n, parts, y0=self._y0, p=self._p, ts=self._ts, wanted=wanted, sweeps=sweeps,
+            run, n, parts, reads, y0=self._y0, p=self._p, ts=self._ts, wanted=wanted, sweeps=sweeps,
             chunk=lambda keep: 1, known=results_of(owner(run.field.function)), key=key,
             retained=retained, budget=self._budget,
         )  # fmt: skip

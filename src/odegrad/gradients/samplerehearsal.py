@@ -24,22 +24,25 @@ from torch import Tensor
 from odegrad.allocations import peak_bytes
 from odegrad.gradients.needs import Kind, Needs, state_bytes
 from odegrad.gradients.rehearsal import Rehearsal, short_steps
-from odegrad.grid import Grid
+from odegrad.grid import Grid, Uniform
 from odegrad.samplegrid import SampleGrid
+from odegrad.samplestops import SampleStops
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, SampleStats, record_bytes, trial
 from odegrad.sweeps.samples.batch import Prepared
 from odegrad.sweeps.saved import step_graph
 
-__all__ = ["SampleRehearsal", "sizes_of_rounds"]
+__all__ = ["SampleRehearsal", "most_reads", "sizes_of_rounds"]
 
 _GRID_BYTES, _CLOCK_BYTES, _TIMED_BYTES = 24 + 2, 16, 16
 """For each step: in the grid, in time, and its cotangents."""
 _MOMENT_BYTES = 33
 """More than that for a moment, while the steps are put in time, or transposed."""
 _TIME_BYTES = 40
-"""For each landing time of each sample, its cotangent, and while it is added up."""
+"""For each time of each sample, its cotangent, and while it is added up."""
+_READ_BYTES = 64
+"""For each time of each sample, where it is read, or that it is landed on."""
 _FAILED = 6
 """How often the states that are put out are held if samples may have failed: else twice."""
 
@@ -72,6 +75,14 @@ def sizes_of_rounds(run: SampleRun, grid: SampleGrid | None) -> tuple[int, ...]:
     return tuple(parts) or (size,)
 
 
+def most_reads(run: SampleRun, grid: SampleGrid) -> int:
+    """How often a sample is read in a single round, at most."""
+    if run.stops is None or not run.stops.reads:
+        return 0
+    clock = run.rounds_of(grid)
+    return max((clock.count_reads(n) for n in range(grid.n_steps)), default=0)
+
+
 class SampleRehearsal(Rehearsal):
     """Measures what the rounds of a solve need.
 
@@ -79,6 +90,7 @@ class SampleRehearsal(Rehearsal):
         run: The solve.
         n_steps: The number of rounds.
         parts: What `sizes_of_rounds` says.
+        reads: How often samples are read in a round.
         rest: As for `Rehearsal`, which see.
     """
 
@@ -109,17 +121,17 @@ class SampleRehearsal(Rehearsal):
             work: That of a round.
             n: How many there are.
         """
-        times = _TIME_BYTES * self.run.landings.numel() if self.timed else 0
         moment = self._of_steps(n, _MOMENT_BYTES)
-        return self._steps_bytes(n) + max(work, moment) + times
+        return self._steps_bytes(n) + max(work, moment) + self._times_bytes
 
     def search_bytes(self, n: int) -> int:
         """The peak of a search that finds n rounds."""
         run, count = self.run, len(self.run.times)
         work = self._remembered("search", self._search_needs).work
-        copies = 1 + run.salvage  # of what was reached by samples that fail
+        # Besides what was reached by samples that fail, and all that one attempt may come by.
+        copies = 1 + run.salvage + (run.stops is not None)
         record = record_bytes(n, run.n_samples) if self.device.type == "cpu" else 0
-        return work + copies * count * self._output + record
+        return work + copies * count * self._output + record + self._times_bytes
 
     def most_rounds(self) -> int:
         """How many rounds a search may find within the budget; 0 if there is no room for it."""
@@ -151,6 +163,13 @@ class SampleRehearsal(Rehearsal):
             field.evaluations = counts
             if snapshot is not None:
                 snapshot.restore()
+
+    @property
+    def _times_bytes(self) -> int:
+        """What is held for the times of the samples."""
+        run = self.run
+        each = _TIME_BYTES * self.timed + _READ_BYTES * (run.stops is not None)
+        return each * run.outputs_at.numel() if self.device.type == "cpu" else 0
 
     def _of_steps(self, n: int, each: int) -> int:
         return n * self.run.n_samples * each if self.device.type == "cpu" else 0
@@ -184,22 +203,36 @@ class SampleRehearsal(Rehearsal):
             found.append(super()._measured(kind))
         return _worst(found)
 
+    def _n_times(self, n: int) -> int:
+        if self.run.stops is None:
+            return super()._n_times(n)
+        return 2 + (n > 1) + n * self._reads
+
     def _rehearsed(self, n: int, labels: int) -> tuple[Run, Tensor]:
-        run, size, part = self.run, self.run.n_samples, self._part
+        run, size = self.run, self.run.n_samples
         segments = short_steps(n, labels)
-        grid = SampleGrid.of([Grid(segments)] * size)
-        healthy = (~run.failed).nonzero().squeeze(1)
-        idle = torch.ones(size, dtype=torch.bool, device="cpu")
-        idle[healthy[:part]] = False
-        grid = grid.without(idle)
-        ends = list(accumulate((len(x) for x in segments), initial=0))
+        ends: list[float] = list(accumulate((len(x) for x in segments), initial=0))
+        source = list(range(len(ends)))
+        if run.stops is not None:  # between these, samples are read in each step
+            segments = (Uniform(1), Uniform(n - 1))[: min(n, 2)]
+            some = range(1, self._reads + 1)
+            inside = [i + k / (len(some) + 1) for i in range(n) for k in some]
+            source = [len(inside) + k for k in range(len(segments) + 1)]
+            ends = [*inside, *(0.0, 1.0, float(n))[: len(segments)], float(n)]
         place = torch.tensor(ends, dtype=torch.float64, device="cpu") / n
         start = run.landings[:, :1]
-        landings = start + 1e-3 * place * (run.landings[:, -1:] - start)
+        landings = times = start + 1e-3 * place * (run.landings[:, -1:] - start)
+        stops = None
+        if run.stops is not None:
+            stops = SampleStops.of(times, times.new_zeros(0), [source] * size)
+            landings = stops.landings(times)
+        grid = SampleGrid.of([Grid(segments)] * size).without(self._idle())
         rehearsed = replace(
             run,
-            times=tuple(landings[0].tolist()),
+            times=tuple(times[0].tolist()),
             landings=landings,
+            times_by_sample=times,
+            stops=stops,
             max_steps=None,
             monitor=None,
             stats=SampleStats(),
@@ -211,8 +244,14 @@ class SampleRehearsal(Rehearsal):
             check_finite=False,
             fingerprints={},
         )
-        times = landings if self._ts.ndim == 2 else landings[0]
-        return rehearsed, times.to(self._ts)
+        return rehearsed, (times if self._ts.ndim == 2 else times[0]).to(self._ts)
+
+    def _idle(self) -> Tensor:
+        """Which samples sit the rehearsed rounds out, bool of shape [B]."""
+        healthy = (~self.run.failed).nonzero().squeeze(1)
+        idle = torch.ones(self.run.n_samples, dtype=torch.bool, device="cpu")
+        idle[healthy[: self._part]] = False
+        return idle
 
 
 def _worst(found: Sequence[Needs]) -> Needs:

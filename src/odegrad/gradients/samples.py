@@ -48,7 +48,8 @@ def solve_samples(
         check_rewinding(run, checkpoints)
         run.replay_check = gradient.replay_check
         wanted = tuple(map(may_need_gradient, (*p, ts)))
-        outputs = apply(_rule(run, checkpoints, len(y0), wanted), (*y0, *p, ts))
+        rule = _chunked if run.programs is not None else _rule
+        outputs = apply(rule(run, checkpoints, len(y0), wanted), (*y0, *p, ts))
     return outputs
 
 
@@ -83,8 +84,23 @@ def _rule(run: SampleRun, checkpoints: Checkpoints, n_y: int, wanted: Sequence[b
         return found._replace(times=_rows(found.times, given.ts))
 
     rule = sweeping_rule(run, n_y, forth, back, run.check_unchanged if again else None)
+    return _replayed(run, n_y, rule)
 
-    def replay(inputs: Leaves) -> Leaves:
+
+def _chunked(run: SampleRun, checkpoints: Checkpoints, n_y: int, wanted: Sequence[bool]) -> Rule:
+    """The same map and its transpose in compiled chunks."""
+    from odegrad.compiled import SamplePrograms  # what it imports takes its time
+    from odegrad.gradients.samplechunks import chunked_rule
+
+    assert isinstance(run.programs, SamplePrograms)
+    return _replayed(run, n_y, chunked_rule(run, run.programs, checkpoints, n_y, wanted, _rows))
+
+
+def _replayed(run: SampleRun, n_y: int, rule: Rule) -> Rule:
+    """A rule whose second derivatives are those of the rounds as ordinary operations."""
+
+    def replay(inputs: Leaves, highest: int) -> Leaves:
+        del highest
         run.field.check_draws()
         run.check_unchanged()
         y0, p, ts = inputs[:n_y], inputs[n_y:-1], inputs[-1]

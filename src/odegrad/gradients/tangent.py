@@ -80,7 +80,7 @@ def _rule(run: Run, n_y: int) -> Rule:
             result[i] = _shaped(x, inputs[i])
         return tuple(result)
 
-    return Rule(primal, transpose, lambda inputs: again(run, n_y, inputs), "Tangent")
+    return Rule(primal, transpose, lambda inputs, _: again(run, n_y, inputs), "Tangent")
 
 
 def _derivatives(

@@ -19,7 +19,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, column, real_dtype, rounded, wide
+from odegrad.state import Leaves, column, is_stand_in, real_dtype, rounded, wide
 
 __all__ = ["Columns", "suits"]
 
@@ -31,8 +31,11 @@ _LARGE = 1 << 14
 
 
 def suits(h: Tensor, y: Leaves) -> bool:
-    """Whether steps h of a state y are quicker taken column by column: per sample, of a small state."""
-    return h.ndim == 1 and sum(x.numel() for x in y) <= _LARGE
+    """Whether steps h of a state y are quicker taken column by column: per sample, of a small state.
+
+    A compiler forms the sums in a loop of its own, for which plain numbers are best.
+    """
+    return h.ndim == 1 and not is_stand_in(h) and sum(x.numel() for x in y) <= _LARGE
 
 
 class Columns:

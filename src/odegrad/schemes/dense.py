@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odegrad.schemes.interpolant import Interpolant
-from odegrad.state import Leaves, OptionalLeaves, Time, add, align, axpy, inner
+from odegrad.state import Leaves, OptionalLeaves, Time, add, align, axpy, inner, number
 
 __all__ = ["DenseTranspose", "Part", "Read", "part_of"]
 
@@ -26,8 +26,12 @@ class Part:
 
 
 def part_of(time: Time | Part, t: Time, dt: Time) -> Time:
-    """x = (time − t) / h."""
-    return time.x if isinstance(time, Part) else (time - t) / dt
+    """x = (time − t) / h; in a step without length, time − t."""
+    if isinstance(time, Part):
+        return time.x
+    if isinstance(dt, Tensor):
+        dt = torch.where(dt == 0.0, number(1.0).to(dt.dtype), dt)
+    return (time - t) / (dt if isinstance(dt, Tensor) or dt else 1.0)
 
 
 class Read:

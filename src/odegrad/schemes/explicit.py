@@ -58,6 +58,7 @@ from odegrad.state import (
     combine,
     inner,
     is_half,
+    is_stand_in,
     rounded,
     scale,
     wide,
@@ -240,7 +241,7 @@ class ExplicitRungeKutta(Scheme):
         (Sums of cotangents in half precision are not left to autograd.) Unless `timed`, t and dt get no
         cotangents, though they may be tensors.
         """
-        each = isinstance(dt, Tensor) and dt.ndim == 1 and kept is None
+        each = isinstance(dt, Tensor) and dt.ndim == 1 and kept is None and not is_stand_in(dt)
         if (reads and self.interpolant is None) or (each and not any(map(is_half, (*y, *p)))):
             return pulled_by_graph(
                 self,

@@ -61,8 +61,8 @@ class Part:
         return t
 
     def put_time(self, grad: Tensor | None) -> Tensor | None:
-        """The cotangent of times or steps, on the CPU; 0 for samples that take none."""
-        return None if grad is None else self.put((grad,), None)[0].to("cpu")
+        """The cotangent of times or steps, where those are; 0 for samples that take none."""
+        return None if grad is None else self.put((grad,), None)[0].to(self._start.device)
 
     def state(self, y: Leaves) -> Leaves:
         """A state as it is evaluated; that at the start for samples that take no step."""

@@ -9,6 +9,9 @@ gives for samples that take no step is not used. It still has to be harmless: 0 
 transpose would reach the gradient of what all samples share. So for them f gets a state at which it is
 evaluated anyhow: that at the start of the solve.
 
+Where the state is read inside of a step, the times are of shape [B], too, and NaN for samples that are
+not read: u(NaN) = y. If that takes evaluations of f, samples that are not read are not evaluated for it.
+
 If f is known to take any number of samples, it is evaluated on those that take the step alone, as soon
 as they are few enough.
 """
@@ -25,7 +28,8 @@ import torch
 from torch import Tensor
 
 from odegrad.field import VectorField
-from odegrad.schemes.base import Scheme, Step, StepGrad
+from odegrad.schemes.base import Scheme, Step, StepGrad, pulled_by_graph
+from odegrad.schemes.dense import Part as Inside
 from odegrad.schemes.dense import Read
 from odegrad.schemes.explicit import ExplicitRungeKutta
 from odegrad.schemes.part import Part
@@ -129,6 +133,38 @@ class PerSample(Scheme):
         """The same without an estimate of the error."""
         return self._among(self.base.advance, field, t, dt, y, carry, p)
 
+    @property
+    def reads_slopes(self) -> bool:
+        """As the base."""
+        return self.base.reads_slopes
+
+    @property
+    def read_degree(self) -> int:
+        """As the base."""
+        return self.base.read_degree
+
+    def read(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
+        times: Sequence[Time | Inside],
+    ) -> list[Leaves]:
+        """The states at times inside of a step of samples that are read, those before it of others."""
+        at = [_known(time, t) for time in times]
+        asked = torch.stack([~torch.isnan(x.detach()) for x in map(_tensor, times)]).any(0)
+        part = self.part(asked & ~torch.isnan(_tensor(dt).detach()), p)
+        dense = tuple(map(part.take, step.dense))
+        own = Step(part.state(step.y), part.take(step.carry), dense=dense)
+        found = self.base.read(
+            field, part.time(t), part.length(dt), part.state(y), own, part.read(p),
+            [part.time(x) for x in at],
+        )  # fmt: skip
+        return found if part.is_whole else [part.put(x, y) for x in found]
+
     def unstep(
         self, field: VectorField, t: Time, dt: Time, y: Leaves, carry: Leaves, p: Leaves
     ) -> tuple[Leaves, Leaves]:
@@ -154,10 +190,11 @@ class PerSample(Scheme):
         after: bool = False,
         reads: Sequence[Read] = (),
     ) -> StepGrad:
-        """The transpose of `step`; `after` is 0 for samples that take no step."""
+        """The transpose of `step` and `read`; `after` is 0 for samples that take no step."""
         assert isinstance(dt, Tensor)
-        assert grad_dense is None, "nothing reads single samples inside of a step"
-        assert not reads
+        assert grad_dense is None, "nothing reads the slopes of single samples"
+        if reads and not self.base.reads_slopes:  # f is evaluated for those that are read alone
+            return self._by_graph(field, t, dt, y, carry, p, grad_y, grad_carry, after, reads)
         part = self.part(~torch.isnan(dt), p)
         base = self.base
         pull = base.step_vjp
@@ -174,6 +211,7 @@ class PerSample(Scheme):
             None if grad_carry is None else part.take(grad_carry),
             kept=None if kept is None else [part.take(x) for x in kept],
             after=after,
+            reads=[Read(part.time(_known(r.t, t)), _taken(part, r.grad)) for r in reads],
         )
         passed = grad_carry  # by samples that take no step
         if grads.carry is not None:
@@ -190,7 +228,25 @@ class PerSample(Scheme):
             passed,
             part.gathered(grads.p),
             None if grads.after is None else part.put(grads.after, None),
+            tuple(map(part.put_time, grads.reads)),
         )
+
+    def _by_graph(
+        self, field: VectorField, t: Time, dt: Tensor, y: Leaves, carry: Leaves, p: Leaves,
+        grad_y: Leaves, grad_carry: Leaves | None, after: bool, reads: Sequence[Read],
+    ) -> StepGrad:  # fmt: skip
+        """`step_vjp` by one graph of the round."""
+        grads = pulled_by_graph(
+            self, field, (t, dt), y, carry, p, grad_y, grad_carry, None, after, reads, self.timed
+        )
+        if grads.after is None:
+            return grads
+        sits = torch.isnan(dt)
+        end = tuple(
+            x.masked_fill(sits.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), 0.0)
+            for x in grads.after
+        )
+        return grads._replace(after=end)
 
     @property
     def _healthy(self) -> Tensor | None:
@@ -226,3 +282,18 @@ class PerSample(Scheme):
         """The step of the base, of the samples that are evaluated."""
         state, own = part.state(y), part.take(carry)
         return step(field, part.time(t), part.length(dt), state, own, part.read(p))
+
+
+def _tensor(t: Time | Inside) -> Tensor:
+    assert isinstance(t, Tensor), "samples have times of their own"
+    return t
+
+
+def _known(time: Time | Inside, t: Time) -> Tensor:
+    """Times that are read, and those at which the step begins for samples that are not read."""
+    time, t = _tensor(time), _tensor(t)
+    return torch.where(torch.isnan(time), t, time)
+
+
+def _taken(part: Part, grad: OptionalLeaves) -> OptionalLeaves:
+    return tuple(None if g is None else part.take((g,))[0] for g in grad)

@@ -46,6 +46,11 @@ class Restarted(Scheme):
     error_order: int | None = dataclasses.field(init=False, repr=False, compare=False)
     traceable: bool = dataclasses.field(init=False, repr=False, compare=False)
 
+    @staticmethod
+    def at_jumps(base: Scheme, *dtypes: torch.dtype) -> Restarted:
+        """For f that jumps where steps end; `dtypes` are those of times, and of what f receives."""
+        return Restarted(base, 4.0 * max(torch.finfo(x).eps for x in dtypes))
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", self.base.order)
         object.__setattr__(self, "error_order", self.base.error_order)
@@ -153,6 +158,17 @@ class _Inside:
     @transposes.setter
     def transposes(self, count: int) -> None:
         self._field.transposes = count
+
+    @property
+    def time_dtype(self) -> torch.dtype:
+        return self._field.time_dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._field.device
+
+    def note_graph(self, slopes: Sequence[Leaves]) -> None:
+        self._field.note_graph(slopes)
 
     def __call__(self, t: Time, y: Leaves, p: Leaves) -> Leaves:
         return self._field(self._kept_inside(t), y, p)

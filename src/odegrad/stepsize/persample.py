@@ -7,31 +7,43 @@ rounding, the steps that it takes alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from odegrad.state import Leaves, align, number, wide
+from odegrad.state import Leaves, Time, align, number, wide
 from odegrad.stepsize.pid import PID, SMALLEST_RATIO, power
 
-__all__ = ["Judged", "judge", "sample_norms"]
+__all__ = ["Judged", "judge", "sample_norms", "scaled_norms"]
 
 
 def sample_norms(control: PID, x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
     """‖x / (atol + rtol max(|y0|, |y1|))‖ of each sample, shape [B]; see `PID.scaled_norm`."""
     with torch.no_grad():
-        scaled: list[Tensor] = []
-        for e, a, b in zip(map(wide, x), map(wide, y0), map(wide, y1), strict=True):
-            size = torch.maximum(a.abs(), b.abs())
-            s = e / (align(control.atol, a) + align(control.rtol, a) * size)
-            if control.atol == 0.0:  # 0/0 is 0
-                s = torch.where(e == 0, torch.zeros_like(s), s)
-            scaled.append(s)
-        if control.norm is not None:
-            found: Tensor = torch.func.vmap(control.norm)(tuple(scaled))
-            return found
-        return _rms(tuple(scaled))
+        return scaled_norms(x, y0, y1, control.rtol, control.atol, control.norm)
+
+
+def scaled_norms(
+    x: Leaves,
+    y0: Leaves,
+    y1: Leaves,
+    rtol: Time,
+    atol: Time,
+    norm: Callable[[Leaves], Tensor] | None,
+) -> Tensor:
+    """`sample_norms` for tolerances that are floats or 0-dim tensors."""
+    scaled: list[Tensor] = []
+    for e, a, b in zip(map(wide, x), map(wide, y0), map(wide, y1), strict=True):
+        s = e / (align(atol, a) + align(rtol, a) * torch.maximum(a.abs(), b.abs()))
+        if isinstance(atol, Tensor) or atol == 0.0:  # 0/0 is 0
+            s = torch.where(e == 0, torch.zeros_like(s), s)
+        scaled.append(s)
+    if norm is not None:
+        found: Tensor = torch.func.vmap(norm)(tuple(scaled))
+        return found
+    return _rms(tuple(scaled))
 
 
 def _rms(leaves: Leaves) -> Tensor:

@@ -91,7 +91,9 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             count, landing = field.evaluations - before, end if following == 1.0 else None
             inside = run.stops.inside(k, sigma, following) if run.stops else ()
             reads = tuple((i, landings[i]) for i in inside)
-            sent = yield Accepted(n, t, dt, y, carry, snapshot, step, count, landing, reads)
+            sent = yield Accepted(
+                n, t, dt, y, carry, snapshot, step, count, landing, reads, following
+            )
             y, carry = sent or (step.y, step.carry)
             n += 1
             if following < 1.0:

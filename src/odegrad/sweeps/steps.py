@@ -22,7 +22,10 @@ State: TypeAlias = tuple[Leaves, Leaves]
 
 
 class Accepted(NamedTuple):
-    """An accepted step: its number, where it began, what came out, and where it is read inside."""
+    """An accepted step: its number, where it began, what came out, and where it is read inside.
+
+    `part` is the part of its segment at which it ends, where that is decided step by step.
+    """
 
     n: int
     t: Time
@@ -34,6 +37,7 @@ class Accepted(NamedTuple):
     evaluations: int
     landing: int | None
     reads: tuple[tuple[int, Time], ...] = ()
+    part: float | None = None
 
 
 Walk: TypeAlias = Generator[Accepted, State | None, None]

@@ -61,9 +61,9 @@ class Watch:
         """Takes note of an attempt: the one before was rejected iff it began at the same time."""
         if not self._open:
             return
-        start = torch.as_tensor(t, dtype=torch.float64).detach()
+        start = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach()
         self._settle(rejected=self._last is not None and bool(self._last[0] == start))
-        length = torch.as_tensor(dt, dtype=torch.float64).detach().abs()
+        length = torch.as_tensor(dt, dtype=torch.float64, device="cpu").detach().abs()
         state = tuple(x.detach() for x in y)
         self._last = (start, state if self._packed else state[0], length)
         self._tell("callback_step")

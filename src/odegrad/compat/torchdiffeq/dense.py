@@ -74,7 +74,8 @@ def odeint_dense(
             f"odeint_dense knows method='dopri5' alone, received {method!r}; odegrad.solve has dense "
             "output for every scheme"
         )
-    ends = torch.tensor([float(torch.as_tensor(x)) for x in (t0, t1)], dtype=torch.float64)
+    ends = [float(torch.as_tensor(x, device="cpu")) for x in (t0, t1)]
+    ends = torch.tensor(ends, dtype=torch.float64, device="cpu")
     records = torch.is_grad_enabled()
     call = checked(
         func, y0, ends.to(y0.device), rtol, atol, method, options, Tape(), records=records
@@ -118,7 +119,7 @@ class _Dense:
 
     def __call__(self, t: Any) -> Tensor:
         """The state at a time between the ends."""
-        time = torch.as_tensor(t, dtype=torch.float64).reshape(())
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu").reshape(())
         first, last = self.taken[0], self.taken[-1]
         start, end = number(first.t), number(last.t) + number(last.dt)
         if not min(start, end) <= number(time) <= max(start, end):

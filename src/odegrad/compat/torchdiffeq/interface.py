@@ -79,7 +79,9 @@ def odeint(
         options,
         BACKPROPAGATION,
         # One that requires grad: so the steps are on the graph, whatever func turns out to read.
-        params=(torch.zeros((), requires_grad=True),) if torch.is_grad_enabled() else (),
+        params=(torch.zeros((), requires_grad=True, device="cpu"),)
+        if torch.is_grad_enabled()
+        else (),
         records=torch.is_grad_enabled(),
         events=event_fn is not None,
     )

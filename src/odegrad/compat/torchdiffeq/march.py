@@ -18,6 +18,7 @@ from odegrad.compat.torchdiffeq.options import AdaptiveOptions, FixedOptions
 from odegrad.errors import NonFiniteStateError
 from odegrad.gradients import Discrete
 from odegrad.grid import Clock
+from odegrad.root import root
 from odegrad.schemes.base import Scheme
 from odegrad.schemes.restarted import Restarted
 from odegrad.state import Leaves
@@ -196,43 +197,9 @@ class _March:
                     dt = time - start
                     return run.scheme.step(run.field, start, dt, last.y, last.carry, p).y
 
-                time = _root(lambda s: self._g(s, state(s)), start, stop, self.value, value)
+                time = root(lambda s: self._g(s, state(s)), start, stop, self.value, value)
                 return Crossing(tuple(self._nodes), time, state(time), scheme)
             self.value = value
             self._nodes.append(stop)
             self._y, self._carry = taken.step.y, taken.step.carry
         return None
-
-
-def _root(g: Callable[[float], float], a: float, b: float, ga: float, gb: float) -> float:
-    """The root of g between a and b, where its signs differ, to the resolution of floats.
-
-    Regula falsi, in which the value at an end that stays is halved (the Illinois rule), with a bisection
-    whenever that has not halved the bracket in three steps.
-
-    Reference: M. Dowell, P. Jarratt, *A modified regula falsi method for computing the root of an
-    equation*, BIT 11 (1971).
-    """
-    best, width, side = (a, abs(ga)) if abs(ga) < abs(gb) else (b, abs(gb)), abs(b - a), 0
-    for k in range(200):
-        if best[1] == 0.0 or abs(b - a) <= 2.0 * math.ulp(max(abs(a), abs(b))):
-            break
-        middle = 0.5 * (a + b)
-        x = middle
-        if k % 4 < 3 and math.isfinite(ga) and math.isfinite(gb) and ga != gb:
-            x = a - ga * (b - a) / (gb - ga)
-            if not min(a, b) < x < max(a, b):
-                x = middle
-        gx = g(x)
-        if abs(gx) <= best[1]:
-            best = (x, abs(gx))
-        if gx > 0.0:
-            a, ga = x, gx
-            gb, side = (0.5 * gb, 1) if side == 1 else (gb, 1)
-        else:
-            b, gb = x, gx
-            ga, side = (0.5 * ga, -1) if side == -1 else (ga, -1)
-        if k % 4 == 3 and abs(b - a) > 0.5 * width:
-            side = 0
-        width = abs(b - a)
-    return best[0]

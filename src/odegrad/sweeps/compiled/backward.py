@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from odegrad.checkpoints import (
+    Action,
     Advance,
     Checkpoints,
     Drop,
@@ -18,6 +21,7 @@ from odegrad.checkpoints import (
     Transpose,
 )
 from odegrad.compiled import Blocks, Programs, Pullback, Rows, Ticks, Transposed
+from odegrad.schemes.base import StepGrad
 from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.compiled.chunks import (
@@ -35,7 +39,7 @@ from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import direct
 from odegrad.sweeps.run import Run
 
-__all__ = ["backward"]
+__all__ = ["Backward", "backward"]
 
 
 def backward(
@@ -52,22 +56,9 @@ def backward(
 ) -> Cotangents:
     """Transposes a solve whose forward sweep is through; see `sweeps.backward.backward`."""
     with watched(run, programs, "backward"):
-        engine = _Backward(run, programs, y0, p, landings, pull, kept, grads, retain)
+        engine = Backward(run, programs, y0, p, landings, pull, kept, grads, retain)
         n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
-        for action in kept.store.ahead(checkpoints.backward(n, known) if n else ()):
-            match action:
-                case Advance(start, stop, None, keep) if stop is not None:
-                    engine.advance(start, stop, keep)
-                case Store(i, tier):
-                    engine.store(i, tier)
-                case Restore(i):
-                    engine.current = Current(i, kept.store.get(i)[0], None)
-                case Drop(i):
-                    kept.store.drop(i)
-                case Transpose(start, stop):
-                    engine.transpose(start, stop)
-                case _:
-                    raise AssertionError(f"{action} has no place in a backward sweep")
+        engine.follow(checkpoints.backward(n, known) if n else ())
         return engine.finish()
 
 
@@ -77,7 +68,7 @@ def _put_labels(labels: Leaves, row: int, direct: OptionalLeaves) -> None:
             buffer[row] = g
 
 
-class _Backward:
+class Backward:
     """Executes a schedule's actions in chunks."""
 
     def __init__(
@@ -93,28 +84,64 @@ class _Backward:
         retain: bool,
     ) -> None:
         self.run, self.programs, self.y0 = run, programs, y0
-        self.p, self.data, self.device = p, plain(p[: programs.n_read]), programs.device
+        self.p, self.data, self.device = p, self.read(p), programs.device
         self.kept, self.timed, self.retain = kept, pull.timed, retain
         self.first, self.spare = kept.tape, list[Leaves]()  # buffers that may be written again
         self.total = Total(len(p))
-        self.direct = direct(run, p, grads, self.total)
+        self.direct, self.output_grads = direct(run, p, grads, self.total), grads
         self.below = kept.end  # the state after the step whose turn it is, if the labels need it
-        times = torch.tensor(run.times, dtype=torch.float64) if landings is None else landings
-        self.times, self.ticks = times, Ticks(run.accepted_grid, times, run.stops)
+        self.follow_clock(landings)
         self.current = kept.current()
         carry = programs.new_carry()
         self.grads: Leaves = (*map(zeros, y0), *carry)
         self.grad_p: list[Tensor | None] = [None] * len(p)
-        self.grad_times = torch.zeros_like(times)
         self.pull, self.size = pull, programs.pulled_rows(pull)
         self.sums: Leaves = tuple(zeros(wide(p[i].detach())) for i in pull.summed)
         self.written = Rows(pull.rows, pull.stacks, self.size)
         self.grad_steps = [
-            torch.empty(self.size, dtype=torch.float64, device=self.device)
+            torch.empty((self.size, *programs.time_shape), dtype=torch.float64, device=self.device)
             for _ in range(2 * self.timed)
         ]
         self.labels: Leaves = ()
         self.reads = Reads(programs, pull, y0, grads, self.size)
+
+    def read(self, p: Leaves) -> Leaves:
+        """What the programs read."""
+        return plain(p[: self.programs.n_read])
+
+    def follow_clock(self, landings: Tensor | None) -> None:
+        """Takes the steps from the accepted grid."""
+        run, times = self.run, landings
+        if times is None:
+            times = torch.tensor(run.times, dtype=torch.float64, device="cpu")
+        self.times, self.ticks = times, Ticks(run.accepted_grid, times, run.stops)
+        self.grad_times, self.n_steps = torch.zeros_like(times), run.accepted_grid.n_steps
+
+    def init_vjp(self, carry: Leaves) -> StepGrad:
+        """The transpose of what came before the first step."""
+        return self.run.scheme.init_vjp(self.run.field, self.times[0], self.y0, self.p, carry)
+
+    def told(self, times: Tensor) -> Sequence[Any]:
+        """Times as a callback is told of them."""
+        return times.tolist()
+
+    def follow(self, actions: Iterable[Action]) -> None:
+        """Executes actions."""
+        kept = self.kept
+        for action in kept.store.ahead(actions):
+            match action:
+                case Advance(start, stop, None, keep) if stop is not None:
+                    self.advance(start, stop, keep)
+                case Store(i, tier):
+                    self.store(i, tier)
+                case Restore(i):
+                    self.current = Current(i, kept.store.get(i)[0], None)
+                case Drop(i):
+                    kept.store.drop(i)
+                case Transpose(start, stop):
+                    self.transpose(start, stop)
+                case _:
+                    raise AssertionError(f"{action} has no place in a backward sweep")
 
     def advance(self, start: int, stop: int, keep: Keep | None) -> None:
         """Takes steps again."""
@@ -141,6 +168,7 @@ class _Backward:
         self._note()
 
     def store(self, i: int, tier: Tier) -> None:
+        """Stores the current state."""
         self.kept.store.put(i, self._take(i), None, tier)
         self._note()
 
@@ -156,8 +184,7 @@ class _Backward:
     def transpose(self, start: int, stop: int) -> None:
         """Transposes steps, chunk by chunk from the last."""
         size = self.size
-        inside = [n for _, n in self.ticks.landings(start, stop) if n != stop]
-        labelled = any((n - start) % size for n in inside)
+        labelled = self.is_labelled(start, stop)
         program = self.programs.transposed(self.pull, labelled)
         if labelled and not self.labels:
             self.labels = tuple(zeros(x, size) for x in self.y0)
@@ -170,17 +197,26 @@ class _Backward:
         if tape is not self.first or not self.retain:
             self.spare = tape.buffers(self.programs.rows(self.pull))
 
-    def _chunk(
-        self, program: Transposed, rows: Leaves, start: int, stop: int, labelled: bool
-    ) -> None:
-        run, pull, size, n = self.run, self.pull, self.size, stop - start
-        t, dt = (padded(x, size, self.device) for x in self.ticks.step(start, stop))
+    def is_labelled(self, start: int, stop: int) -> bool:
+        """Whether outputs lie inside of a chunk of these steps, and not at its end alone."""
+        inside = [n for _, n in self.ticks.landings(start, stop) if n != stop]
+        return any((n - start) % self.size for n in inside)
+
+    def put_labels(self, start: int, stop: int, rows: Leaves, labelled: bool) -> None:
+        """Adds the cotangents of the outputs of a chunk's steps."""
         for j, i in reversed(self.ticks.landings(start, stop)):
             after = self.below if i == stop else self._state(rows, i - start)
             if labelled:
                 _put_labels(self.labels, i - 1 - start, self.direct.at(j, after))
             else:
                 self._inject(j, after)
+
+    def _chunk(
+        self, program: Transposed, rows: Leaves, start: int, stop: int, labelled: bool
+    ) -> None:
+        run, pull, size, n = self.run, self.pull, self.size, stop - start
+        t, dt = (padded(x, size, self.device) for x in self.ticks.step(start, stop))
+        self.put_labels(start, stop, rows, labelled)
         read = self.ticks.inside(start, stop) if pull.inside else None
         if read is not None:
             self.reads.put(read)
@@ -224,7 +260,7 @@ class _Backward:
         run = self.run
         assert run.monitor is not None
         run.count()
-        t, dt = (x.tolist() for x in self.ticks.step(start, start + n))
+        t, dt = map(self.told, self.ticks.step(start, start + n))
         for r in reversed(range(n)):
             run.monitor.step("backward", start + r, t[r], dt[r], self._state(rows, r), run.stats)
 
@@ -233,10 +269,8 @@ class _Backward:
         for i, total in zip(self.pull.summed, self.sums, strict=True):
             self._accumulate(i, total)
         n_y, run = len(self.y0), self.run
-        if self.grads[n_y:] and run.accepted_grid.n_steps:
-            carry = self.grads[n_y:]
-            start = partial(run.scheme.init_vjp, run.field, self.times[0], self.y0, self.p, carry)
-            found = run.field.bound(self.p, start)
+        if self.grads[n_y:] and self.n_steps:
+            found = run.field.bound(self.p, partial(self.init_vjp, self.grads[n_y:]))
             self.grads = tuple(a + b for a, b in zip(self.grads, found.y, strict=False))
             for i, g in enumerate(found.p):
                 if g is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from odegrad.compiled import Programs, Pullback, Ticks, device_of
+from odegrad.compiled import Programs, Pullback, device_of
 from odegrad.state import Leaves
 from odegrad.sweeps.run import Run
 
@@ -51,7 +51,7 @@ def number(x: float, device: torch.device) -> Tensor:
 def padded(x: Tensor, size: int, device: torch.device) -> Tensor:
     """x with zeros behind it."""
     if len(x) < size:
-        x = torch.cat([x, x.new_zeros(size - len(x))])
+        x = torch.cat([x, x.new_zeros((size - len(x), *x.shape[1:]))])
     return x.to(device, non_blocking=True)
 
 
@@ -60,11 +60,19 @@ def rows_like(leaves: Sequence[Tensor], size: int) -> Leaves:
     return tuple(torch.empty((size, *x.shape), dtype=x.dtype, device=device_of(x)) for x in leaves)
 
 
+class Known(Protocol):
+    """Known steps."""
+
+    def step(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """(t_n, h_n) for start ≤ n < stop."""
+        ...
+
+
 def take_steps(
     run: Run,
     programs: Programs,
     pull: Pullback | None,
-    ticks: Ticks,
+    ticks: Known,
     start: int,
     n: int,
     state: Leaves,

@@ -18,56 +18,44 @@ from odegrad.sweeps.labels import Sink
 from odegrad.sweeps.run import Run
 from odegrad.sweeps.store import StateStore
 
-__all__ = ["Forward"]
+__all__ = ["Chunked", "Forward"]
 
 
-class Forward(ABC):
-    """The resumable march of a forward sweep, chunk by chunk.
+class Chunked(ABC):
+    """The resumable march of a forward sweep along steps, chunk by chunk.
 
     Arguments:
         run: The solve.
         programs: The compiled steps.
-        y: The initial state.
-        p: The tensors that f reads.
-        outputs: Takes in the states at the times of the solve.
+        n_y: How many leaves the state has.
+        p: What the programs read.
         pull: Says what is kept of the steps on the tape.
-        checkpoints: What to keep; None keeps nothing.
+
+    Attributes:
+        n: How many steps are taken.
+        state: State and carry there.
+        known: How many there are to be taken, or None.
+        kept: What is kept.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        programs: Programs,
-        y: Leaves,
-        p: Leaves,
-        outputs: Sink,
-        pull: Pullback | None,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        self.run, self.programs, self.n_y = run, programs, len(y)
-        self.p = plain(p[: programs.n_read])
-        self.pull, self.n = pull, 0
-        self.outputs = outputs
-        outputs.put(0, y)
-        self.times = torch.tensor(run.times, dtype=torch.float64, device="cpu")
-        self.device = programs.device
-        self.inside: Leaves = ()  # what states inside of the steps of a chunk are read from
-        carry: Leaves = ()
-        if len(run.times) > 1:
-            start = partial(run.scheme.init, run.field, run.times[0], y, p)
-            carry = run.field.bound(p, start)
-        self.state = (*(x.clone() for x in plain(y)), *plain(carry))
-        self.begin(y, p)
-        self.known = None if run.grid is None else run.grid.n_steps
-        self.kept: Kept | None = None
-        if checkpoints is not None:
-            n = sys.maxsize if self.known is None else max(1, self.known)
-            bounds = checkpoints.bounds(n, self.known is not None)
-            self.kept = Kept(StateStore(bounds, self.state, self.known is not None))
+    state: Leaves
+    known: int | None
+    kept: Kept | None
 
-    @abstractmethod
-    def begin(self, y: Leaves, p: Leaves) -> None:
-        """Gets ready; fills in the grid of the solve if it is known."""
+    def __init__(
+        self, run: Run, programs: Programs, n_y: int, p: Leaves, pull: Pullback | None
+    ) -> None:
+        self.run, self.programs, self.n_y, self.p = run, programs, n_y, p
+        self.pull, self.n, self.device = pull, 0, programs.device
+        self.inside: Leaves = ()  # what states inside of the steps of a chunk are read from
+
+    def keep(self, known: int | None, checkpoints: Checkpoints | None) -> None:
+        """Gets ready to keep what a schedule says of so many steps; None keeps nothing."""
+        self.known, self.kept = known, None
+        if checkpoints is not None:
+            n = sys.maxsize if known is None else max(1, known)
+            bounds = checkpoints.bounds(n, known is not None)
+            self.kept = Kept(StateStore(bounds, self.state, known is not None))
 
     @abstractmethod
     def through(self) -> bool:
@@ -125,15 +113,55 @@ class Forward(ABC):
                 for i in range(first + (start - first) % every, first + n, every):
                     kept.store.put(i, self.row(rows, i - first, n), None, Tier.DEVICE)
 
+    def row(self, rows: Leaves, r: int, n: int) -> Leaves:
+        """The state before step r of a chunk of n steps, or after its last."""
+        return self.state if r == n else tuple(x[r] for x in rows[: len(self.state)])
+
+
+class Forward(Chunked):
+    """The march of a solve whose samples take their steps together.
+
+    Arguments:
+        run: The solve.
+        programs: The compiled steps.
+        y: The initial state.
+        p: The tensors that f reads.
+        outputs: Takes in the states at the times of the solve.
+        pull: Says what is kept of the steps on the tape.
+        checkpoints: What to keep; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        programs: Programs,
+        y: Leaves,
+        p: Leaves,
+        outputs: Sink,
+        pull: Pullback | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        super().__init__(run, programs, len(y), plain(p[: programs.n_read]), pull)
+        self.outputs = outputs
+        outputs.put(0, y)
+        self.times = torch.tensor(run.times, dtype=torch.float64, device="cpu")
+        carry: Leaves = ()
+        if len(run.times) > 1:
+            start = partial(run.scheme.init, run.field, run.times[0], y, p)
+            carry = run.field.bound(p, start)
+        self.state = (*(x.clone() for x in plain(y)), *plain(carry))
+        self.begin(y, p)
+        self.keep(None if run.grid is None else run.grid.n_steps, checkpoints)
+
+    @abstractmethod
+    def begin(self, y: Leaves, p: Leaves) -> None:
+        """Gets ready; fills in the grid of the solve if it is known."""
+
     def read(self, at: Inside | None, rows: Leaves, inside: Leaves) -> None:
         """Puts out the states at times inside of the steps of a chunk."""
         for piece in [] if at is None else at.pieces(len(rows[0])):
             found = self.programs.reading.states(piece, rows[: self.n_y], inside)
             self.outputs.put_all(piece.numbers, found)
-
-    def row(self, rows: Leaves, r: int, n: int) -> Leaves:
-        """The state before step r of a chunk of n steps, or after its last."""
-        return self.state if r == n else tuple(x[r] for x in rows[: len(self.state)])
 
     def report(self, rows: Leaves, n: int, step: Callable[[], Iterable[list[float]]]) -> None:
         """Counts the steps of a chunk and tells the monitor."""

@@ -16,7 +16,6 @@ from odegrad.checkpoints import (
 )
 from odegrad.errors import annotate
 from odegrad.replay import Snapshot
-from odegrad.samplegrid import SampleClock
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.cotangents import Cotangents
 from odegrad.sweeps.kept import Current, Kept
@@ -45,7 +44,7 @@ def pull(
         run: The solve.
         y0: The initial state.
         p: The tensors that f reads, bound; those that require grad get a cotangent.
-        timed: Whether the landing times get cotangents.
+        timed: Whether the times get cotangents.
         checkpoints: The schedule that the forward sweep followed.
         kept: What it kept.
         grads: The cotangents of its outputs; None is zero.
@@ -106,7 +105,7 @@ class _Engine:
         retain: bool,
     ) -> None:
         self._run, self._p, self._kept, self._timed, self._retain = run, p, kept, timed, retain
-        self._clock = SampleClock(run.accepted_steps, run.landings)
+        self._clock = run.rounds_of(run.accepted_steps)
         self._scheme = run.persample(y0, timed)
         self.costate = SampleCostate(run, y0, p, self._clock, timed, grads)
         self._n_leaves, self.current, self._first = len(y0), kept.current(), kept.tape

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from odegrad.errors import SolveError
-from odegrad.samplegrid import SampleGrid
+from odegrad.samplegrid import SampleClock, SampleGrid
+from odegrad.samplestops import SampleStops
 from odegrad.schemes.persample import PerSample
 from odegrad.state import Leaves
 from odegrad.sweeps.kept import Kept
@@ -67,10 +68,14 @@ class SampleRun(Run):
 
     Attributes:
         stats: Filled in by the sweeps.
-        landings: The landing times, float64 of shape [B, T], on the CPU.
+        landings: The times that steps end at, float64 of shape [B, S + 1], on the CPU.
+        times_by_sample: The times at which there are outputs, likewise, [B, T]; those of `landings` if
+            `stops` is None.
+        stops: Which of these times steps end at, breakpoints besides, and which are read; None: all.
         cut: See `PerSample`.
         check_finite: Whether a sample fails on a fixed grid if its states are not finite.
         steps: The accepted steps, once a forward sweep is through; none of samples that failed.
+        excluded: Samples that take no part, since they failed in an earlier solve.
         failures: What became of the samples that failed, by number.
         most_rounds: The most rounds whose steps there is memory for, or None for no limit.
         prepared: What a sweep finds that looks for the steps, if that was done in advance.
@@ -80,9 +85,12 @@ class SampleRun(Run):
 
     stats: SampleStats = dataclasses.field(default_factory=SampleStats)  # pyright: ignore[reportIncompatibleVariableOverride]
     landings: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, device="cpu"))
+    times_by_sample: Tensor | None = None
+    stops: SampleStops | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     cut: tuple[bool, ...] | None = None
     check_finite: bool = True
     steps: SampleGrid | None = None
+    excluded: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     failures: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     most_rounds: int | None = None
     prepared: Prepared | None = None
@@ -92,6 +100,26 @@ class SampleRun(Run):
     def n_samples(self) -> int:
         """B."""
         return len(self.landings)
+
+    @property
+    def outputs_at(self) -> Tensor:
+        """The times at which there are outputs, [B, T]."""
+        return self.landings if self.times_by_sample is None else self.times_by_sample
+
+    @property
+    def segments(self) -> Tensor:
+        """How many segments each sample has, int64 of shape [B]."""
+        if self.stops is not None:
+            return self.stops.segments
+        size, n = self.landings.shape
+        return torch.full((size,), n - 1, dtype=torch.int64, device="cpu")
+
+    def rounds_of(self, grid: SampleGrid, times: Tensor | None = None) -> SampleClock:
+        """The rounds of a grid; `times` stand for those at which there are outputs, [B, T]."""
+        times = self.outputs_at if times is None else times
+        if self.stops is None:
+            return SampleClock(grid, times)
+        return SampleClock(grid, self.stops.landings(times), self.stops, times)
 
     @property
     def accepted_steps(self) -> SampleGrid:
@@ -114,7 +142,10 @@ class SampleRun(Run):
             timed: Whether times and steps are to get cotangents.
         """
         start = self.landings[:, 0].contiguous()
-        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), self.cut, timed=timed)
+        cut = (
+            self.cut if self.programs is None else None
+        )  # a captured f takes as many as it was given
+        scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), cut, timed=timed)
         return scheme.without(self.failed) if self.failures else scheme
 
     def fail(self, b: int, error: SolveError) -> None:

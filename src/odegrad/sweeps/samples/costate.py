@@ -1,10 +1,13 @@
 """The costate of a batch: the cotangents that go back through its rounds.
 
 With λ the cotangent of the state, before the transpose of each round the cotangents of the outputs of
-those samples join λ that are at a landing time after it.
+those samples join λ that are at a landing time after it; those of samples that were read inside of it
+go through its transpose.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from odegrad.state import Leaves, OptionalLeaves, wide
 from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.outputs import inject
+from odegrad.sweeps.samples.reads import Place, cotangents, scattered_rows
 from odegrad.sweeps.samples.tape import KeptStep, SampleGraphs
 
 __all__ = ["SampleCostate"]
@@ -52,6 +56,7 @@ class SampleCostate:
         self._grad_t = torch.zeros(shape if timed else (0, 0), dtype=torch.float64, device="cpu")
         self._grad_dt = torch.zeros_like(self._grad_t)
         self._grad_start = torch.zeros((), device="cpu")
+        self._grad_inside = torch.zeros_like(run.outputs_at) if timed else self._grad_t
 
     def pull_round(
         self, scheme: PerSample, n: int, state: Leaves, snapshot: Snapshot | None,
@@ -62,15 +67,17 @@ class SampleCostate:
         if snapshot is not None:
             snapshot.restore()
         self._inject(n)
-        t, dt = self._clock.step(n)
+        (t, dt), wanted = self._clock.step(n), self._clock.reads(n)
         mark = run.fingerprints.get(n + 1)
         grads = scheme.step_vjp(
             run.field, t, dt, state[:n_y], state[n_y:], self._p, self._grad_y, self._grad_carry,
             kept=slopes if snapshot is None else None, after=mark is not None,
+            reads=cotangents(wanted, self._grads, run.n_samples),
         )  # fmt: skip
         if mark is not None and grads.after is not None:
             mark.check(grads.after[: run.field.n_state], float(t.max()))
         self._take(n, grads.y, grads.carry, grads.t, grads.dt, grads.p)
+        self._take_inside([place for place, _ in wanted], grads.reads)
         self._tell(n, t, dt, state[:n_y])
 
     def pull_graph(self, graphs: SampleGraphs, kept: KeptStep, retain: bool) -> None:
@@ -78,9 +85,13 @@ class SampleCostate:
         n_y, run, p = len(self._y0), self._run, graphs.p
         self._inject(kept.n)
         grads = (*self._grad_y, *(self._grad_carry or ()))
-        outer = [(x, g) for x, g in zip(kept.outputs, grads, strict=False) if x.requires_grad]
+        pairs = [*zip(kept.outputs, grads, strict=False)]
+        for place, y in kept.inside:
+            rows = scattered_rows(place, self._grads, run.n_samples)
+            pairs += [(x, g) for x, g in zip(y, rows, strict=True) if g is not None]
+        outer = [(x, g) for x, g in pairs if x.requires_grad]
         wanted = [i for i, x in enumerate(p) if x.requires_grad]
-        times = [x for x in kept.times if x.requires_grad]
+        times = [x for x in (*kept.times, *kept.times_inside) if x.requires_grad]
         inputs = [*kept.inputs, *times, *(p[i] for i in wanted)]
         check_reachable(kept.outputs, inputs)
         found = list[Tensor | None](
@@ -94,13 +105,17 @@ class SampleCostate:
         )
         run.field.transposes += kept.evaluations
         n, m = len(kept.inputs), len(kept.inputs) + len(times)
-        pairs = zip(kept.inputs, found[:n], strict=True)
-        state = tuple(torch.zeros_like(x) if g is None else g for x, g in pairs)
+        state = tuple(
+            torch.zeros_like(x) if g is None else g
+            for x, g in zip(kept.inputs, found[:n], strict=True)
+        )
         grad_p: list[Tensor | None] = [None] * len(p)
         for i, g in zip(wanted, found[m:], strict=True):
             grad_p[i] = g
         grad_t, grad_dt = (found[n], found[n + 1]) if times else (None, None)
         self._take(kept.n, state[:n_y], state[n_y:] or None, grad_t, grad_dt, tuple(grad_p))
+        if times:
+            self._take_inside([place for place, _ in kept.inside], found[n + 2 : m])
         t, dt = kept.times
         self._tell(kept.n, t, dt, kept.inputs[:n_y])
 
@@ -124,7 +139,7 @@ class SampleCostate:
         if self._timed:
             total = self._clock.vjp(self._grad_t, self._grad_dt)
             total[:, 0] += self._grad_start
-            times = [total]
+            times = [total if run.stops is None else run.stops.vjp(total) + self._grad_inside]
         return Cotangents(grad_y, self._grad_p.result(), times)
 
     def _inject(self, n: int) -> None:
@@ -141,6 +156,13 @@ class SampleCostate:
             self._grad_t[n] = t
         if self._timed and dt is not None:
             self._grad_dt[n] = dt
+
+    def _take_inside(self, places: Sequence[Place], grads: Sequence[Tensor | None]) -> None:
+        """Takes in the cotangents of the times at which samples were read."""
+        if self._timed:
+            for (j, b), g in zip(places, grads, strict=True):
+                if g is not None:
+                    self._grad_inside[b, j] = g[b]
 
     def _tell(self, n: int, t: Tensor, dt: Tensor, y: Leaves) -> None:
         run = self._run

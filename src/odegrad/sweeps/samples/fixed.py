@@ -22,18 +22,19 @@ def fixed_steps(run: SampleRun) -> SampleGrid:
     Raises:
         MaxStepsError: If a sample has more than `run.max_steps`.
     """
-    control, size = run.stepsize, run.n_samples
+    control = run.stepsize
     assert isinstance(control, FixedStepSize)
     n_segments = run.landings.shape[1] - 1
     if isinstance(control, SampleGrid):
-        control.check_samples(size, n_segments)
+        control.check_samples(run.segments)
         grid = control
     else:
-        control.check(n_segments)
         same: dict[tuple[float, ...], Grid] = {}
         grids: list[Grid] = []
-        for times in map(tuple, run.landings.tolist()):
+        for row, count in zip(run.landings.tolist(), run.segments.tolist(), strict=True):
+            times = tuple(row[: count + 1])
             if times not in same:
+                control.check(count)
                 pairs = itertools.pairwise(times)
                 parts = [control.segment(j, a, b, run.eps) for j, (a, b) in enumerate(pairs)]
                 same[times] = Grid(tuple(parts))
@@ -58,7 +59,7 @@ def fail_if_not_finite(run: SampleRun, outputs: Leaves) -> bool:
     finite = finite.cpu()
     for b in (~finite.all(0)).nonzero().squeeze(1).tolist():
         j = int((~finite[:, b]).nonzero()[0])
-        t = float(run.landings[b, j])
+        t = float(run.outputs_at[b, j])
         run.fail(
             b,
             NonFiniteStateError(

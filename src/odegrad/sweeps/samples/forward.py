@@ -82,7 +82,7 @@ def _steps_of(
         checkpoints: What to keep, or None.
         alone: Whether the steps are all that is wanted.
     """
-    run.failures, run.reached = {}, None
+    run.failures, run.reached = dict(run.excluded), None
     if isinstance(run.stepsize, FixedStepSize):
         run.steps = fixed_steps(run)
         counts = run.steps.counts
@@ -93,7 +93,7 @@ def _steps_of(
         tape = SampleTape(checkpoints.keep)
     # What f draws and counts in a search is not what it does in the rounds: these come once more.
     serves = run.initial is None and not alone and (checkpoints is None or tape is not None)
-    outputs, monitor = Buffers(y, run.landings.shape[1]), run.monitor
+    outputs, monitor = Buffers(y, run.outputs_at.shape[1]), run.monitor
     try:
         run.monitor = monitor if serves else None
         run.steps = search(run, y, p, outputs, tape if serves else None)
@@ -123,7 +123,7 @@ def _walked(
     timed: bool,
 ) -> tuple[Leaves, Kept | None]:
     """The outputs along known steps, and what is kept; once more if samples fail on a fixed grid."""
-    outputs = Buffers(y, run.landings.shape[1])
+    outputs = Buffers(y, run.outputs_at.shape[1])
     try:
         walk = Walk(run, grid, y, p, outputs, checkpoints, timed)
         walk.follow()
@@ -132,7 +132,7 @@ def _walked(
             run.fail(b, error)
         run.reached = outputs.result()
         run.steps = grid.without(run.failed)
-        outputs = Buffers(y, run.landings.shape[1])
+        outputs = Buffers(y, run.outputs_at.shape[1])
         walk = Walk(run, run.steps, y, p, outputs, checkpoints, timed)
         walk.follow()
         return outputs.result(), walk.kept
@@ -146,7 +146,7 @@ def _walked(
     return outputs.result(), walk.kept
 
 
-def taped(run: SampleRun, y: Leaves, p: Leaves, landings: Tensor) -> Leaves:
+def taped(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
     """The outputs on the autograd graph; the steps are searched for off it first."""
     run.initial = run.field.snapshot()
     if run.monitor is not None:
@@ -158,7 +158,7 @@ def taped(run: SampleRun, y: Leaves, p: Leaves, landings: Tensor) -> Leaves:
                 _find_failures(run, own, p)
             else:
                 _steps_of(run, own, p, None, alone=True)
-        outputs = replayed(run, tuple(x.clone() for x in y), p, landings)
+        outputs = replayed(run, tuple(x.clone() for x in y), p, times)
         if run.check_finite and not run.salvage:
             fail_if_not_finite(run, tuple(x.detach().clone() for x in outputs))
         return outputs

@@ -17,6 +17,7 @@ from odegrad.state import Leaves
 from odegrad.sweeps.fingerprint import Fingerprint
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.outputs import picked
+from odegrad.sweeps.samples.reads import Found, states_inside
 from odegrad.sweeps.samples.tape import KeptStep, SampleGraphs
 
 __all__ = ["Round", "graphed", "remembered", "replayed", "rounds"]
@@ -72,21 +73,24 @@ def graphed(
     state: tuple[Leaves, Leaves],
     p: Leaves,
     graphs: SampleGraphs,
-) -> Generator[tuple[int, Tensor, Tensor, tuple[Leaves, Leaves]]]:
-    """Takes rounds, each on a graph of its own; yields n, t, dt and the state after each."""
+) -> Generator[tuple[int, Tensor, Tensor, tuple[Leaves, Leaves], list[Found]]]:
+    """Takes rounds, each on a graph of its own; yields n, t, dt, the state after it and those inside."""
     field, n_y = run.field, len(state[0])
     for n in range(start, stop):
-        t, dt = clock.step(n)
+        (t, dt), wanted = clock.step(n), clock.reads(n)
         if graphs.timed:
             t, dt = t.detach().requires_grad_(), dt.detach().requires_grad_()
+            wanted = [(place, x.detach().requires_grad_()) for place, x in wanted]
         before = field.evaluations
         inputs = graphs.leaves((*state[0], *state[1]))
         with torch.enable_grad():
             step = scheme.advance(field, t, dt, inputs[:n_y], inputs[n_y:], p)
-        outputs = (*step.y, *step.carry)
-        graphs.put(KeptStep(n, (t, dt), inputs, outputs, field.evaluations - before))
+            inside = states_inside(run, scheme, wanted, t, dt, inputs[:n_y], step, p)
+        outputs, times = (*step.y, *step.carry), tuple(time for _, time in wanted)
+        count = field.evaluations - before
+        graphs.put(KeptStep(n, (t, dt), inputs, outputs, count, times, inside))
         state = (step.y, step.carry)
-        yield n, t, dt, state
+        yield n, t, dt, state, inside
 
 
 def remembered(run: SampleRun, grid: SampleGrid, ends: Leaves, p: Leaves) -> dict[int, Fingerprint]:
@@ -103,15 +107,17 @@ def remembered(run: SampleRun, grid: SampleGrid, ends: Leaves, p: Leaves) -> dic
     return {n: Fingerprint.of(state, p, dtype)}
 
 
-def replayed(run: SampleRun, y: Leaves, p: Leaves, landings: Tensor) -> Leaves:
-    """The outputs along the accepted steps as an ordinary differentiable program of y, p and landings."""
+def replayed(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
+    """The outputs along the accepted steps as an ordinary differentiable program of y, p and times."""
     grid, scheme = run.accepted_steps, run.persample(y)
-    clock, states = SampleClock(grid, landings), [y]
+    clock, states, inside = run.rounds_of(grid, times), [y], list[Found]()
     if grid.n_steps:
-        carry = scheme.init(run.field, landings[:, 0], y, p)
+        carry = scheme.init(run.field, times[:, 0].contiguous(), y, p)
         for found in rounds(run, scheme, clock, 0, grid.n_steps, y, carry, p):
             states.append(found.step.y)
+            wanted, args = clock.reads(found.n), (found.t, found.dt, found.y, found.step, p)
+            inside += states_inside(run, scheme, wanted, *args)
             if run.monitor is not None:
                 args = (found.n, found.t, found.dt, found.step.y, run.stats)
                 run.monitor.step("forward", *args)  # pyright: ignore[reportArgumentType]
-    return picked(states, grid)
+    return picked(states, inside, grid, run.stops)

@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from odegrad.errors import RejectStep, annotate
+from odegrad.errors import RejectStep, SolveError, annotate
 from odegrad.samplegrid import SampleGrid
+from odegrad.samplestops import Reading
+from odegrad.schemes.base import Step
 from odegrad.state import Leaves, number
 from odegrad.stepsize import PID
 from odegrad.stepsize.persample import Judged, judge, sample_norms
@@ -23,10 +25,11 @@ from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.obstacle import Stuck, obstacle
 from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.reads import rejecting, wanted_at
 from odegrad.sweeps.samples.record import StepRecord
 from odegrad.sweeps.samples.tape import SampleTape
 
-__all__ = ["March", "search"]
+__all__ = ["March", "first_sizes", "search"]
 
 _CAUTIOUS = 1e-3
 """The first attempt as a part of the whole, if f rejects the step by which it is estimated."""
@@ -41,7 +44,7 @@ def search(
         run: The solve.
         y: The initial state.
         p: The tensors that f reads, bound.
-        outputs: Takes in the states at the landing times.
+        outputs: Takes in the states at the times of the samples.
         tape: Takes in the states before all steps, or None.
     """
     with torch.no_grad():
@@ -52,6 +55,25 @@ def search(
             march.attempt(outputs, tape)
         run.stats.tell(march.accepted, march.rejected_steps)
         return march.grid()
+
+
+def first_sizes(run: SampleRun, y: Leaves, p: Leaves) -> Tensor:
+    """The size of the first attempt of each sample, float64 of shape [B], on the CPU."""
+    control, times = run.stepsize, run.landings
+    assert isinstance(control, PID)
+    if control.dt0 is not None:
+        return torch.full_like(times[:, 0], control.dt0)
+    start = times[:, 0].contiguous().to(y[0].device)
+    direction = torch.where(times[:, -1] < times[:, 0], -1.0, 1.0).to(start)
+
+    def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
+        return sample_norms(control, x, y0, y1)
+
+    try:
+        h = starting_size(run.field, norm, run.scheme.order, start, direction, y, p)
+    except RejectStep:
+        h = _CAUTIOUS * (times[:, -1] - times[:, 0]).abs()
+    return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
 
 
 class March:
@@ -70,7 +92,8 @@ class March:
         self._run, self._control, self._order, self._p = run, control, order, p
         self._scheme, size = run.persample(y), run.n_samples
         self._times = run.landings
-        self._last_segment = self._times.shape[1] - 1
+        self._last_segment = run.segments
+        self._reading = None if run.stops is None else Reading(run.stops)
         self._limit = run.max_steps or DEFAULT_MAX_STEPS
         self._extent = (self._times[:, -1] - self._times[:, 0]).abs()
         self._all = torch.arange(size, device="cpu")
@@ -81,42 +104,24 @@ class March:
         self._rejected = torch.zeros(size, dtype=torch.bool, device="cpu")
         self._remembers = control.p != 0.0 or control.d != 0.0
         self.accepted, self.rejected_steps = torch.zeros_like(self._j), torch.zeros_like(self._j)
-        self._set_active(torch.full((size,), self._last_segment > 0, device="cpu"))
+        self._set_active(self._last_segment > 0)
         self._segment = self._located()
         # A little larger than the steps that are too small, which are looked at exactly.
         extent = torch.maximum(self._times.abs().amax(1), self._extent) if size else self._extent
         tiny = extent * (16.0 * torch.finfo(torch.float64).eps)
         self._tiny = tiny.clamp(min=control.dt_min)
-        self._record = StepRecord(size, self._last_segment, run.most_rounds)
+        self._record = StepRecord(size, self._times.shape[1] - 1, run.most_rounds)
         self.y, self.carry = y, Leaves(())
         self._h = torch.ones_like(self._sigma)
-        if size and self._last_segment:
-            self._h = self._first_size()
+        if self.goes_on:
+            self._h = first_sizes(run, y, p)
             start = self._times[:, 0].contiguous()
             self.carry = self._scheme.init(run.field, start, y, p)
-
-    def _first_size(self) -> Tensor:
-        """The size of the first attempt of each sample."""
-        control, run = self._control, self._run
-        if control.dt0 is not None:
-            return torch.full_like(self._sigma, control.dt0)
-        device = self.y[0].device
-        start = self._times[:, 0].to(device)
-        direction = torch.where(self._times[:, -1] < self._times[:, 0], -1.0, 1.0).to(start)
-
-        def norm(x: Leaves, y0: Leaves, y1: Leaves) -> Tensor:
-            return sample_norms(control, x, y0, y1)
-
-        try:
-            h = starting_size(run.field, norm, run.scheme.order, start, direction, self.y, self._p)
-        except RejectStep:
-            h = _CAUTIOUS * self._extent
-        return h.to(device="cpu", dtype=torch.float64).clamp(min=control.dt_min)
 
     def _located(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where the segment of each sample begins, how far it goes, and how long it is."""
         start = self._times[self._all, self._j]
-        span = self._times[self._all, (self._j + 1).clamp(max=self._last_segment)] - start
+        span = self._times[self._all, torch.minimum(self._j + 1, self._last_segment)] - start
         return start, span, span.abs()
 
     def _set_active(self, active: Tensor) -> None:
@@ -140,21 +145,25 @@ class March:
         width = following - self._sigma
         t, dt, taken = start + span * self._sigma, span * width, length * width
         run.stats.rounds += 1
-        y, ratio = self._take(t, self._of_active(dt), tape)
+        step, ratio = self._take(t, self._of_active(dt), tape)
         judged = judge(control, ratio, self._last, self._before, self._rejected, self._order)
         accept = judged.accept if self._whole else judged.accept & self.active
         landed = accept & lands
         lands_any = bool(landed.any())
         self._record.put(accept, self._j, self._sigma, width)
         self._plan(accept, judged, size, taken, (lands, left) if lands_any else None)
-        self._accept(accept, y)
+        if self._reading is not None:
+            self._read(outputs, self._reading.inside(accept, self._j, following), t, dt, step)
+        self._accept(accept, (step.y, step.carry))
         stuck = self._stuck(landed)
         forward = torch.where(lands, number(0.0), following) if lands_any else following
         self._sigma = torch.where(accept, forward, self._sigma)
         if lands_any:
             b = landed.nonzero().squeeze(1)
             self._j = self._j + landed
-            outputs.put(self._j[b], b, self.y)
+            stops = run.stops
+            place = (self._j[b], b) if stops is None else stops.labels(self._j[b], b)
+            outputs.put(*place, self.y)
             self._set_active(self.active & (self._j < self._last_segment))
             self._segment = self._located()
         if bool(stuck.any()):
@@ -209,8 +218,8 @@ class March:
 
     def _take(
         self, t: Tensor, dt: Tensor, tape: SampleTape | None, half: bool = False
-    ) -> tuple[tuple[Leaves, Leaves], Tensor]:
-        """State and carry after a step of the samples whose dt is a number, and the error ratios.
+    ) -> tuple[Step, Tensor]:
+        """A step of the samples whose dt is a number, and the error ratios.
 
         If f rejects the step, halves of the samples take it, to find for which it does.
         """
@@ -223,14 +232,13 @@ class March:
         except RejectStep:
             b = (~torch.isnan(dt)).nonzero().squeeze(1)
             if len(b) <= 1:
-                return (self.y, self.carry), torch.full_like(t, math.inf)
+                return Step(self.y, self.carry), torch.full_like(t, math.inf)
             some = torch.zeros_like(self.active)
             some[b[: len(b) // 2]] = True
             nan = float("nan")
             one, ratio = self._take(t, dt.masked_fill(~some, nan), tape, half=True)
             two, other = self._take(t, dt.masked_fill(some, nan), tape, half=True)
-            mask = some.to(self.y[0].device)
-            both = _choose(mask, one[0], two[0]), _choose(mask, one[1], two[1])
+            both = _either(some.to(self.y[0].device), one, two)
             return both, torch.where(some, ratio, other)
         except Exception as error:
             annotate(error, f"in round {run.stats.rounds - 1} of a solve with batch=0")
@@ -239,7 +247,24 @@ class March:
         if tape is not None:
             tape.put_slopes(self.accepted, step.dense, dt)
         ratio = sample_norms(self._control, step.error[:n], self.y[:n], step.y[:n])
-        return (step.y, step.carry), ratio.to(device="cpu", dtype=torch.float64)
+        return step, ratio.to(device="cpu", dtype=torch.float64)
+
+    def _read(
+        self,
+        outputs: Buffers,
+        places: list[tuple[Tensor, Tensor]],
+        t: Tensor,
+        dt: Tensor,
+        step: Step,
+    ) -> None:
+        """Puts out the states of samples at their times inside of a step."""
+        run = self._run
+        wanted = wanted_at(run.outputs_at, places)
+        found, failed = rejecting(run, self._scheme, wanted, t, dt, self.y, step, self._p)
+        for place, y in found:
+            outputs.put(*place, y)
+        for b, error in failed.items():
+            self._fail(b, error)
 
     def _accept(self, accept: Tensor, after: tuple[Leaves, Leaves]) -> None:
         if self._whole and bool(accept.all()):
@@ -260,7 +285,6 @@ class March:
 
     def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
         """Samples that cannot go on fail."""
-        run = self._run
         for b in stuck.nonzero().squeeze(1).tolist():
             at = Stuck(
                 b,
@@ -275,16 +299,28 @@ class March:
             )
             error = obstacle(at, self._control, self._limit)
             if error is not None:
-                run.stats.tell(self.accepted, self.rejected_steps)
-                run.fail(b, error)
-                self._set_active(self.active & (self._all != b))
-        if run.failures:
-            self._scheme = run.persample(self._scheme.y0)
+                self._fail(b, error)
+
+    def _fail(self, b: int, error: SolveError) -> None:
+        """A sample fails: it takes no further step."""
+        run = self._run
+        run.stats.tell(self.accepted, self.rejected_steps)
+        run.fail(b, error)
+        self._set_active(self.active & (self._all != b))
+        self._scheme = run.persample(self._scheme.y0)
 
     def grid(self) -> SampleGrid:
         """The accepted steps; what was found of them is gone then."""
         grid = self._record.grid()
         return grid.without(self._run.failed) if self._run.failures else grid
+
+
+def _either(mask: Tensor, one: Step, two: Step) -> Step:
+    """A step of samples of which some, where the mask is set, took the first, and others the second."""
+    dense = one.dense or two.dense  # none is known of a sample for which f rejects it
+    if one.dense and two.dense:
+        dense = tuple(_choose(mask, a, b) for a, b in zip(one.dense, two.dense, strict=True))
+    return Step(_choose(mask, one.y, two.y), _choose(mask, one.carry, two.carry), dense=dense)
 
 
 def _choose(mask: Tensor, new: Leaves, old: Leaves) -> Leaves:

@@ -127,6 +127,8 @@ class KeptStep:
         inputs: State and carry before it, leaves.
         outputs: State and carry after it.
         evaluations: How many evaluations of f are on the graph.
+        times_inside: The times at which samples were read inside, leaves like `times`.
+        inside: The states there, with their places.
     """
 
     n: int
@@ -134,6 +136,8 @@ class KeptStep:
     inputs: Leaves
     outputs: Leaves
     evaluations: int
+    times_inside: Leaves = ()
+    inside: Sequence[tuple[tuple[Tensor, Tensor], Leaves]] = ()
 
 
 class SampleGraphs:
@@ -156,7 +160,7 @@ class SampleGraphs:
     def put(self, step: KeptStep) -> None:
         """Takes in a round."""
         self._steps.append(step)
-        self._meter.measure(step.outputs)
+        self._meter.measure((*step.outputs, *(x for _, y in step.inside for x in y)))
 
     def backwards(self, retain: bool) -> Iterator[KeptStep]:
         """The rounds from the last to the first, let go one by one unless retained.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from odegrad.checkpoints import Advance, Checkpoints, Drop, Hold, Keep, Store, Tier
-from odegrad.samplegrid import SampleClock, SampleGrid
+from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.outputs import Buffers
+from odegrad.sweeps.samples.reads import Found, states_inside
 from odegrad.sweeps.samples.rounds import graphed, remembered, rounds
 from odegrad.sweeps.samples.tape import SampleGraphs
 from odegrad.sweeps.store import StateStore
@@ -30,7 +32,7 @@ class Walk:
         grid: The steps.
         y: The initial state.
         p: The tensors that f reads, bound.
-        outputs: Takes in the states at the landing times.
+        outputs: Takes in the states at the times of the samples.
         checkpoints: The schedule, or None to keep nothing.
         timed: Whether the times are to get cotangents.
 
@@ -50,7 +52,7 @@ class Walk:
     ) -> None:
         self._run, self._p, self._outputs, self._timed = run, p, outputs, timed
         self._n, self._stop, self._grid = 0, grid.n_steps, grid
-        self._clock, self._scheme = SampleClock(grid, run.landings), run.persample(y)
+        self._clock, self._scheme = run.rounds_of(grid), run.persample(y)
         carry: Leaves = ()
         if self._stop:
             with torch.no_grad():
@@ -112,17 +114,29 @@ class Walk:
                     kept.store.put(found.n, state, found.snapshot, Tier.DEVICE)
                 if tape is not None:
                     tape.put(found.n, state, found.snapshot, found.step.dense)
-                self._accept(found.n, found.t, found.dt, (found.step.y, found.step.carry))
+                n, t, dt, step = found.n, found.t, found.dt, found.step
+                wanted = self._clock.reads(n)
+                inside = states_inside(run, self._scheme, wanted, t, dt, found.y, step, self._p)
+                self._accept(n, t, dt, (step.y, step.carry), inside)
 
     def _graphed(self, graphs: SampleGraphs, stop: int) -> None:
         walk = graphed(
             self._run, self._scheme, self._clock, self._n, stop, self._state, self._p, graphs
         )
-        for n, t, dt, state in walk:
-            self._accept(n, t, dt, state)
+        for n, t, dt, state, inside in walk:
+            self._accept(n, t, dt, state, inside)
 
-    def _accept(self, n: int, t: Tensor, dt: Tensor, state: tuple[Leaves, Leaves]) -> None:
+    def _accept(
+        self,
+        n: int,
+        t: Tensor,
+        dt: Tensor,
+        state: tuple[Leaves, Leaves],
+        inside: Sequence[Found],
+    ) -> None:
         self._state, self._n, run = state, n + 1, self._run
+        for place, y in inside:
+            self._outputs.put(*place, y)
         at = self._clock.landing(n)
         if at is not None:
             self._outputs.put(*at, state[0])
