@@ -10,7 +10,6 @@ from odegrad.compiled.programs import Programs, Transposed
 from odegrad.compiled.pullback import Pullback
 from odegrad.compiled.reading import Inside
 from odegrad.compiled.samples import SamplePrograms
-from odegrad.compiled.searching import SampleMarch
 from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import NotCompilable, device_of
 
@@ -24,7 +23,6 @@ __all__ = [
     "Programs",
     "Pullback",
     "Rows",
-    "SampleMarch",
     "SamplePrograms",
     "Ticks",
     "Transposed",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from odegrad.compiled.controller import March
 from odegrad.compiled.loop import Loop, Sizes
 from odegrad.compiled.programs import Norm, Programs
-from odegrad.compiled.searching import SampleMarch, attempt_each
+from odegrad.compiled.searching import attempt_each
 from odegrad.schemes.base import Step
 from odegrad.schemes.masked import Masked
 from odegrad.stepsize.pid import CONSTANTS
@@ -41,14 +42,14 @@ class SamplePrograms(Programs):
         return self._make(key, lambda: self._search(norm, n_times))
 
     def _search(self, norm: Norm | None, n_times: int) -> Loop:
-        n_m, n_y, n_s = len(SampleMarch._fields), len(self._y), len(self._y) + len(self._carry)
+        n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
         n_state, rows, scheme = self._field.n_state, self.rows(None), self.scheme
         order = scheme.error_order
         assert order is not None
         assert isinstance(scheme, Masked)
 
         def body(*given: Tensor) -> list[Tensor]:
-            march, state = SampleMarch(*given[:n_m]), given[n_m : n_m + n_s]
+            march, state = March(*given[:n_m]), given[n_m : n_m + n_s]
             times, failed, vector, limit, segments, *p = given[n_m + n_s :]
             y, carry = state[:n_y], state[n_y:]
 
@@ -62,14 +63,14 @@ class SamplePrograms(Programs):
             return [*found.march, *found.y, *found.carry, *state, *found.noted]
 
         def more(*given: Tensor) -> Tensor:
-            march = SampleMarch(*given[:n_m])
+            march = March(*given[:n_m])
             failed, segments = given[n_m + n_s + 1], given[n_m + n_s + 4]
             active = (march.segment < segments) & ~failed
             return (march.row < rows) & active.any() & ~march.stuck.any()
 
         state, fakes = [*self._y, *self._carry], self._fakes
         with fakes.mode:
-            march = SampleMarch.start(self._time)
+            march = March.start(self._time)
         march = fakes.like(march)
         times = fakes.empty((n_times, *self.time_shape), torch.float64, self.device)
         vector = fakes.empty((len(CONSTANTS),), torch.float64, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odegrad.compiled import Blocks, SampleMarch, SamplePrograms, constants
+from odegrad.compiled import Blocks, March, SamplePrograms, constants
 from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import PID
@@ -67,7 +67,7 @@ class _Search:
             start, field = times[:, 0].contiguous(), run.field
             sizes = field.bound(p, lambda: first_sizes(run, y, p))
             carry = field.bound(p, lambda: run.persample(y).init(field, start, y, p))
-        self._march = SampleMarch.start(sizes.to(device))
+        self._march = March.start(sizes.to(device))
         self._state = (*(x.clone() for x in plain(y)), *plain(carry))
         n = 1 << self._last.bit_length()  # so that few sizes are compiled
         padding = times[:, -1:].expand(-1, n - self._last - 1)
@@ -100,7 +100,7 @@ class _Search:
             number(self._last, device),
             *self._data,
         )
-        march = SampleMarch(*found[: len(march)])
+        march = March(*found[: len(march)])
         self._state = tuple(found[len(march) :])
         n = int(march.row)
         run.field.evaluations += n * programs.step_evaluations(False)
@@ -113,7 +113,7 @@ class _Search:
             row=torch.zeros_like(march.row), stuck=torch.zeros_like(march.stuck)
         )
 
-    def _take_in(self, n: int, march: SampleMarch) -> None:
+    def _take_in(self, n: int, march: March) -> None:
         """Takes in the n attempts of a chunk."""
         rows = tuple(x[:n] for x in self._rows)
         states, noted = rows[:-4], rows[-4:]
@@ -145,7 +145,7 @@ class _Search:
             state = y[: self._n_y]
             run.monitor.step("forward", run.stats.rounds + r, t[r], dt[r], state, run.stats)  # pyright: ignore
 
-    def _look(self, stuck: Tensor, march: SampleMarch) -> None:
+    def _look(self, stuck: Tensor, march: March) -> None:
         """Samples that cannot go on fail."""
         run, times = self._run, self._run.landings
         extent = (times[:, -1] - times[:, 0]).abs()
