@@ -136,17 +136,21 @@ def test_short_blocks_with_a_streamed_loss(scheme: Any, length: int) -> None:
     assert peak(gradient) <= plan.peak_bytes  # pyright: ignore
 
 
-@pytest.mark.parametrize("scheme", [odegrad.Bosh3(), odegrad.RKF45()])
-def test_many_times_that_are_read_in_few_steps(scheme: Any) -> None:
-    """They are read at once, on a graph of the step if that is what is kept, or f is evaluated for it."""
+@pytest.mark.parametrize(
+    "checkpoints", [odegrad.Online(2), Blockwise(odegrad.Online(2), 8, Keep.GRAPH)]
+)
+@pytest.mark.parametrize(
+    "scheme", [odegrad.Bosh3(), odegrad.RKF45(), ALF(), odegrad.ReversibleHeun()]
+)
+def test_many_times_that_are_read_in_few_steps(scheme: Any, checkpoints: Any) -> None:
+    """They are read at once, on a graph of the step, but for interpolants whose transpose is known."""
     y0, ts, f = (
         torch.zeros(SHAPE, requires_grad=True),
         torch.linspace(0.0, 1.0, 61),
         FIELDS["saves nothing"],
     )
-    blocks = Blockwise(odegrad.Online(2), 8, Keep.GRAPH)
     options: dict[str, Any] = {
-        "scheme": scheme, "stepsize": odegrad.PID(1e-4, 1e-6), "gradient": Discrete(blocks),
+        "scheme": scheme, "stepsize": odegrad.PID(1e-4, 1e-6), "gradient": Discrete(checkpoints),
     }  # fmt: skip
     plan = odegrad.plan(f, y0, ts, show=False, **options)
 

@@ -52,7 +52,7 @@ def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
         work += _TIME_BYTES * max(0, len(run.times) - 2)  # two were rehearsed
     if run.programs is None:
         work += _FINGERPRINT_BYTES * run.field.n_state
-        if run.stops is not None and (bounds.keep is Keep.GRAPH or not run.scheme.reads_slopes):
+        if run.stops is not None and (bounds.keep is Keep.GRAPH or not run.scheme.pulls_reads):
             # Times that are read: all of them in one step, at worst, and on its graph.
             work += max(0, len(run.times) - 2) * nbytes(rehearsal.y0)
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
