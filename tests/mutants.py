@@ -210,7 +210,7 @@ MUTANTS = [
     ),
     Mutant(
         "the backward sweep leaves generators and buffers where it was",
-        "sweeps/backward.py",
+        "sweeps/transposing.py",
         "            here.restore()",
         "            pass",
         "tests/test_faults.py",
