@@ -5,10 +5,10 @@ from odegrad.compiled.clock import Ticks, inside_of
 from odegrad.compiled.controller import March, constants
 from odegrad.compiled.deferred import Rows
 from odegrad.compiled.inductor import using_backend
+from odegrad.compiled.inside import Inside, SampleInside
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import Programs, Transposed
 from odegrad.compiled.pullback import Pullback
-from odegrad.compiled.reading import Inside
 from odegrad.compiled.samples import SamplePrograms
 from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import NotCompilable, device_of
@@ -23,6 +23,7 @@ __all__ = [
     "Programs",
     "Pullback",
     "Rows",
+    "SampleInside",
     "SamplePrograms",
     "Ticks",
     "Transposed",
