@@ -9,6 +9,7 @@ from odegrad.compiled.inside import Inside, SampleInside
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import Programs, Transposed
 from odegrad.compiled.pullback import Pullback
+from odegrad.compiled.reading import Reading
 from odegrad.compiled.samples import SamplePrograms
 from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import NotCompilable, device_of
@@ -22,6 +23,7 @@ __all__ = [
     "Prepared",
     "Programs",
     "Pullback",
+    "Reading",
     "Rows",
     "SampleInside",
     "SamplePrograms",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["Inside", "SampleInside"]
@@ -27,8 +26,8 @@ class Inside:
 
     def pieces(self, size: int) -> Sequence[Inside]:
         """The same, no more times at once than so many steps have states."""
-        parts = (x.split(size) for x in (self.numbers, self.rows, self.x))
-        return [Inside(*part) for part in zip(*parts, strict=True)]
+        parts = zip(*(x.split(size) for x in (self.numbers, self.rows, self.x)), strict=True)
+        return [Inside(*part) for part in parts]
 
     def take(self, steps: Tensor) -> Tensor:
         """What belongs to the steps of the times; `steps` has one row for each of the chunk."""
@@ -69,8 +68,9 @@ class SampleInside(Inside):
 
     def pieces(self, size: int) -> Sequence[SampleInside]:
         """The same, no more times at once than so many steps of the batch have states."""
-        parts = (x.split(size * self.size) for x in (self.numbers, self.rows, self.x, self.samples))
-        return [SampleInside(*part, self.size) for part in zip(*parts, strict=True)]
+        every, size = (self.numbers, self.rows, self.x, self.samples), size * self.size
+        parts = zip(*(x.split(size) for x in every), strict=True)
+        return [SampleInside(j, r, x, b, self.size) for j, r, x, b in parts]
 
     def take(self, steps: Tensor) -> Tensor:
         """What belongs to the steps of the times, from rows of shape [rows, B, …]."""

@@ -95,8 +95,7 @@ class Reading:
         """x̄, shape [R], given the cotangents of the states."""
         slopes = self._slopes(at.x)
         rates = tuple(
-            _combined(slopes, before, within, at)
-            for before, within in zip(y, inside, strict=True)
+            _combined(slopes, before, within, at) for before, within in zip(y, inside, strict=True)
         )
         return inner(rates, grads, at.x)
 

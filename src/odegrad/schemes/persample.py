@@ -10,7 +10,8 @@ transpose would reach the gradient of what all samples share. So for them f gets
 evaluated anyhow: that at the start of the solve.
 
 Where the state is read inside of a step, the times are of shape [B], too, and NaN for samples that are
-not read: u(NaN) = y; or they are parts of the step, at which all samples are read that take it. If that takes evaluations of f, samples that are not read are not evaluated for it.
+not read: u(NaN) = y; or they are parts of the step, at which all samples are read that take it. If that
+takes evaluations of f, samples that are not read are not evaluated for it.
 
 If f is known to take any number of samples, it is evaluated on those that take the step alone, as soon
 as they are few enough.

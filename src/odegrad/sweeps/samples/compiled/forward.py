@@ -147,7 +147,7 @@ class _Walk(Chunked):
         )  # fmt: skip
         n_y = self.n_y
         states, at = tuple(x[:n] for x in rows[:n_y]), self._ticks.inside(start, start + n)
-        read(self.programs, self._outputs, at, states, self.inside)
+        read(self.programs.reading, self._outputs, at, states, self.inside)
         self._outputs.put_rows(*self._ticks.landed(start, start + n), states, self.state[:n_y])
         self._report(rows, n)
         return rows, n

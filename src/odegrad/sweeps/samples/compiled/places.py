@@ -28,7 +28,7 @@ class Places(NamedTuple):
         return Places(rows - start, numbers, samples)
 
     def inside(self, times: Tensor, t: Tensor, dt: Tensor) -> SampleInside | None:
-        """The same times, [B, T], as parts of the steps from t of lengths dt, [rows, B]; None for none."""
+        """As parts of the steps (t, dt), [rows, B], given the times, [B, T]; None if there are none."""
         r, j, b = self
         if not len(r):
             return None

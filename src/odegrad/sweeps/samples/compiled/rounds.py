@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odegrad.compiled import SampleInside, SamplePrograms
+from odegrad.compiled import Reading, SampleInside, SamplePrograms
 from odegrad.samplegrid import SampleClock, SampleGrid
 from odegrad.samplestops import SampleStops
 from odegrad.state import Leaves
@@ -35,7 +35,7 @@ def labelled(
 
 
 def read(
-    programs: SamplePrograms,
+    reading: Reading,
     outputs: Buffers,
     at: SampleInside | None,
     rows: Leaves,
@@ -44,14 +44,14 @@ def read(
     """Puts out the states at times inside of the steps of a chunk.
 
     Arguments:
-        programs: The compiled steps.
+        reading: How states inside are read.
         outputs: Takes them in.
         at: The times, or None.
         rows: The states before the steps, one row each.
         inside: What they are read from, likewise.
     """
     for piece in [] if at is None else at.pieces(len(rows[0])):
-        found = programs.reading.states(piece, rows, inside)
+        found = reading.states(piece, rows, inside)
         outputs.put_each(piece.numbers, piece.samples, found)
 
 

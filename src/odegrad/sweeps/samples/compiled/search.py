@@ -137,7 +137,7 @@ class _Search:
             stop = torch.cat([sigma[1:], march.sigma.cpu()[None]]).masked_fill(landed, 1.0)
             at = self._reader.places(accept, segment, stop)
             at = at.inside(self._run.outputs_at, *self._steps(segment, sigma, width))
-            read(self._programs, self._outputs, at, states[:n_y], self._inside)
+            read(self._programs.reading, self._outputs, at, states[:n_y], self._inside)
         r, b = landed.nonzero(as_tuple=True)
         place = labelled(self._run.stops, r, following[r, b], b)
         self._outputs.put_rows(*place, states[:n_y], self._state[:n_y])
