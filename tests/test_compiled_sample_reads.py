@@ -88,6 +88,7 @@ def check(case: Case, sol: Any, **options: Any) -> None:
     some(
         [
             (odegrad.Bosh3(), ROUGH, False),
+            (odegrad.RKF45(), ROUGH, None),  # reading evaluates f
             (odegrad.RK4(), odegrad.Fixed(0.3), False),
             (odegrad.Tsit5(), PID, None),
             (odegrad.AdaptiveHeun(), odegrad.PID(rtol=1e-2, atol=1e-2), None),
