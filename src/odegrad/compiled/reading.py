@@ -14,6 +14,8 @@ and the transpose is, for cotangents ū_r of the states read at x_r in step n,
 
 where the cotangents ū_j go through the transposed step. The x_j are the extrema of a Chebyshev
 polynomial, between which no L_j exceeds 1, so that this is as good as reading each time alone.
+
+With steps for each sample, a step n is one of a sample (`SampleInside`).
 """
 
 from __future__ import annotations
