@@ -27,21 +27,22 @@ class SamplePrograms(Programs):
     In all of them what f reads is followed by the starts, as `Masked` wants it.
     """
 
-    def search(self, norm: Norm | None, n_times: int) -> Loop:
+    def search(self, norm: Norm | None, n_times: int, read: bool) -> Loop:
         """A loop over attempted steps.
 
-        (*march, *y, *carry | | *y, *carry, accept, segment, σ, δ rows | times, failed, constants, limit,
-        segments, *p, start, *y0) ↦ the march, state and carry when the chunk is full, all are through, or
-        one is stuck. Times have the shape [n_times, B].
+        (*march, *y, *carry | | *y, *carry, *inside if read, accept, segment, σ, δ rows | times, failed,
+        constants, limit, segments, *p, start, *y0) ↦ the march, state and carry when the chunk is full,
+        all are through, or one is stuck. Times have the shape [n_times, B], segments [B].
 
         Arguments:
             norm: The controller's norm, of the leaves of a single sample.
             n_times: The number of landing times.
+            read: Whether states inside of the steps are to be read.
         """
-        key = ("search", getattr(norm, "__code__", None), n_times)
-        return self._make(key, lambda: self._search(norm, n_times))
+        key = ("search", getattr(norm, "__code__", None), n_times, read)
+        return self._make(key, lambda: self._search(norm, n_times, read))
 
-    def _search(self, norm: Norm | None, n_times: int) -> Loop:
+    def _search(self, norm: Norm | None, n_times: int, read: bool) -> Loop:
         n_m, n_y, n_s = len(March._fields), len(self._y), len(self._y) + len(self._carry)
         n_state, rows, scheme = self._field.n_state, self.rows(None), self.scheme
         order = scheme.error_order
@@ -53,14 +54,18 @@ class SamplePrograms(Programs):
             times, failed, vector, limit, segments, *p = given[n_m + n_s :]
             y, carry = state[:n_y], state[n_y:]
 
+            inside: list[Tensor] = []
+
             def take(t: Tensor, dt: Tensor) -> Step:
-                return scheme.attempt(self._field, t, dt, y, carry, tuple(p))
+                step = scheme.attempt(self._field, t, dt, y, carry, tuple(p))
+                inside[:] = self._read(t, dt, y, step, tuple(p), read)
+                return step
 
             active = (march.segment < segments) & ~failed
             found = attempt_each(
                 take, march, y, carry, times, active, vector, limit, order, n_state, norm
             )
-            return [*found.march, *found.y, *found.carry, *state, *found.noted]
+            return [*found.march, *found.y, *found.carry, *state, *inside, *found.noted]
 
         def more(*given: Tensor) -> Tensor:
             march = March(*given[:n_m])
@@ -75,7 +80,7 @@ class SamplePrograms(Programs):
         times = fakes.empty((n_times, *self.time_shape), torch.float64, self.device)
         vector = fakes.empty((len(CONSTANTS),), torch.float64, self.device)
         noted = [march[3], march[1], self._time, self._time]
-        written = self._rows([*state, *noted], rows)
-        stable = [times, march[3], vector, self._count(), self._count(), *self._p]
+        written = self._rows([*state, *(self._inside if read else ()), *noted], rows)
+        stable = [times, march[3], vector, self._count(), march[1], *self._p]
         sizes = Sizes(carried=n_m + n_s, reads=0, writes=len(written))
-        return self._counted(body, more, sizes, [*march, *state, *written, *stable], False)
+        return self._counted(body, more, sizes, [*march, *state, *written, *stable], read)
