@@ -1,9 +1,10 @@
 """Random calls of `odegrad.solve` and random CSV files: they work, or raise what is documented.
 
-    python tests/fuzz.py [solve] [csv] [--seconds 60] [--seed 0]
+    python tests/fuzz.py [solve] [exact] [csv] [--seconds 60] [--seed 0]
 
 Documented are the subclasses of `odegrad.errors.OdegradError`, and whatever f itself raises. What comes
-back is finite and has the right shape. A call that breaks this is shrunk by hypothesis and printed.
+back is finite and has the right shape, and its gradient by `Discrete` is that by `Tape`. A call that
+breaks this is shrunk by hypothesis and printed.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ good_times = st.builds(
 )
 times = st.one_of(
     good_times,
+    st.tuples(good_times, good_times),
     good_times.map(lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True)),
     good_times.map(torch.tensor),
     st.lists(numbers, max_size=4),
@@ -179,6 +181,7 @@ fields = st.sampled_from([*USABLE * 5, *FIELDS])
 
 schemes = st.one_of(
     st.sampled_from(odegrad.schemes.SCHEMES).filter(lambda cls: cls is not odegrad.Reversible),
+    st.sampled_from([odegrad.AdamsBashforth(3), odegrad.AdamsBashforthMoulton(2)]),
     st.sampled_from(["rk4", 3, None]),
 )
 
@@ -221,6 +224,29 @@ gradients = st.one_of(
     st.sampled_from([Discrete, "adjoint", None, 3]),
 )
 
+
+def total(t: Any, y: Any, *args: Any) -> Any:
+    return sum(map(real_sum, pytree.tree_leaves(y)))
+
+
+EVENTS = {
+    "late": odegrad.Event(lambda t, y, *args: t - 0.7),
+    "weighted": odegrad.Event(lambda t, y, *args: total(t, y) - WEIGHT, max_count=2),
+    "noted": odegrad.Event(lambda t, y, *args: t * t - 0.2, terminal=False),
+    "jumps": odegrad.Event(lambda t, y, *args: t - 0.4, jump=FIELDS["decay"]),
+    "grows": odegrad.Event(lambda t, y, *args: t - 0.4, jump=FIELDS["double"]),
+    "zero": odegrad.Event(lambda t, y, *args: 0.0 * t, direction=1),
+    "touches": odegrad.Event(lambda t, y, *args: (t - 0.3) ** 2),
+    "NaN": odegrad.Event(lambda t, y, *args: t * NAN),
+    "float": odegrad.Event(lambda t, y, *args: 1.0),
+    "state": odegrad.Event(lambda t, y, *args: y),
+    "raises": odegrad.Event(raising),
+    "number": 3,
+}
+events = st.one_of(
+    st.lists(st.sampled_from([*EVENTS]).map(EVENTS.get), max_size=3), st.sampled_from([None, 3])
+)
+
 CALLS = {
     "f": fields,
     "y0": states,
@@ -239,14 +265,125 @@ CALLS = {
             "running": st.sampled_from([None, lambda t, y, *a: t, lambda t, y, *a: 1.0, 3]),
             "loss_at": st.sampled_from([None, lambda j, y, *a: WEIGHT, lambda j, y, *a: y, 3]),
             "callback": st.sampled_from([None, lambda info: None]),
+            "land": st.sampled_from([None, True, False, 3]),
+            "batch": st.sampled_from(
+                [0, 0, None, odegrad.Samples(), odegrad.Samples((0,)), 1, "x"]
+            ),
+            "events": events,
+            "on_failure": st.sampled_from(["raise", "nan", "return", "x"]),
         },
     ),
+    "reads": st.one_of(st.none(), st.none(), times),
+}
+
+
+# Calls of which most work: what goes with what, against `Tape`.
+
+
+def wavy(t: Any, y: Any, *args: Any) -> Any:
+    """A field that reads the time, one number or one for each sample."""
+
+    def slope(x: Tensor) -> Tensor:
+        s = t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
+        return (WEIGHT * torch.cos(3.0 * s) * x - 0.3 * x * x).to(x.dtype)
+
+    return pytree.tree_map(slope, y)
+
+
+def cost(t: Any, y: Any, *args: Any) -> Tensor:
+    """A running cost, one for each sample."""
+    x = pytree.tree_leaves(y)[0].abs()
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+FIELDS["wavy"] = wavy
+USABLE.append("wavy")
+
+
+@st.composite
+def good_states(draw: st.DrawFn) -> Any:
+    dtype = draw(st.sampled_from([torch.float64] * 4 + [torch.float32, torch.complex128]))
+    shapes = draw(st.sampled_from([[(2,)], [(3, 2)], [(2,), (2, 1, 2)], [(1,)], [(0,)], [()]]))
+    leaves = [torch.linspace(0.2, 0.9, math.prod(x)).reshape(x).to(dtype) for x in shapes]
+    for x in leaves:
+        x.requires_grad_(draw(st.booleans()))
+    return leaves[0] if len(leaves) == 1 else tuple(leaves)
+
+
+@st.composite
+def instants(draw: st.DrawFn) -> Any:
+    kind = draw(st.sampled_from(["list", "tensor", "grad", "rows"]))
+    found = [0.0, *draw(st.lists(st.sampled_from([0.0, 0.3, 0.31, 0.5, 0.8]), max_size=3)), 1.0]
+    rows = torch.tensor([sorted(found)] * (1 + (kind == "rows")), dtype=torch.float64)
+    if draw(st.booleans()):
+        rows = 1.0 - rows
+    if kind == "rows":
+        rows = rows * torch.tensor([[1.0], [0.7]], dtype=torch.float64)
+        return rows.requires_grad_(draw(st.booleans()))
+    return rows[0].tolist() if kind == "list" else rows[0].clone().requires_grad_(kind == "grad")
+
+
+GOOD = CALLS | {
+    "f": st.sampled_from(["decay", "weighted", "growth", "zero", "wavy"]),
+    "y0": good_states(),
+    "ts": instants(),
+    "scheme": st.sampled_from([*odegrad.schemes.SCHEMES, lambda: odegrad.AdamsBashforth(3)]).filter(
+        lambda scheme: scheme is not odegrad.Reversible
+    ),
+    "stepsize": st.sampled_from(
+        [
+            ("Steps", {"n": 1}),
+            ("Steps", {"n": 3}),
+            ("Fixed", {"dt": 0.13}),
+            ("PID", {"rtol": 1e-3, "atol": 1e-4}),
+            ("PID", {"rtol": 1e-3, "atol": 1e-4, "dt0": 0.9}),
+            ("PID", {"rtol": 1e-2, "atol": 1e-3, "dt_max": 0.2}),
+        ]
+    ),
+    "gradient": gradients.filter(lambda x: isinstance(x, Discrete)),
+    "args": st.just(()),
+    "options": st.fixed_dictionaries(
+        {"max_steps": st.just(60)},
+        optional={
+            "breakpoints": st.lists(st.sampled_from([0.2, 0.3]), max_size=2),
+            "running": st.sampled_from([None, cost]),
+            "loss_at": st.sampled_from([None, lambda j, y, *a: total(0.0, y) * (j + 1)]),
+            "land": st.sampled_from([None, True, False]),
+            "batch": st.sampled_from([0, None, odegrad.Samples()]),
+            "events": st.lists(
+                st.sampled_from(["late", "weighted", "noted", "jumps"]).map(EVENTS.get), max_size=2
+            ),
+            "on_failure": st.sampled_from(["raise", "nan", "return"]),
+        },
+    ),
+    "reads": st.sampled_from([None, None, 0.4, [0.0, 0.31, 0.62]]),
 }
 
 
 def built(choice: tuple[str, Any]) -> Any:
     name, options = choice
     return options if name == "bad" else getattr(odegrad, name)(**options)
+
+
+def solved(
+    f: str, y0: Any, ts: Any, scheme: Any, stepsize: Any, gradient: Any, args: Any, options: Any
+) -> Any:
+    """What `odegrad.solve` returns."""
+    scheme, stepsize = made(scheme), built(stepsize)
+    return odegrad.solve(
+        FIELDS[f], y0, ts, args, scheme=scheme, stepsize=stepsize, gradient=gradient, **options
+    )
+
+
+def gradients_of(sol: Any, reads: Any, inputs: list[Tensor]) -> list[Tensor | None]:
+    """The derivatives of all numbers of a solution together, and None where there are none."""
+    numbers = [sol.loss, sol.ys, None if reads is None else sol(reads)]
+    numbers += [(e.times, e.states, e.after) for e in sol.events or ()]
+    terms = (real_sum(x) for x in pytree.tree_leaves(numbers) if isinstance(x, Tensor))
+    value = sum(terms, torch.zeros((), dtype=torch.float64))
+    if not inputs or not value.requires_grad:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(value, inputs, allow_unused=True))
 
 
 def call_solve(
@@ -258,39 +395,48 @@ def call_solve(
     gradient: Any,
     args: Any,
     options: dict[str, Any],
+    reads: Any,
 ) -> None:
     """One call, with its backward pass; raises what is not documented."""
     # Unlimited steps, as far as the fuzzer goes, are those of a grid of a few.
     if options["max_steps"] is None or options["max_steps"] in (1e3, 1e300):
         options = options | {"max_steps": 60}
+    call = (f, y0, ts, scheme, stepsize)
+    leaves = pytree.tree_leaves((y0, ts, args, WEIGHT))
+    inputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     try:
-        sol = odegrad.solve(
-            FIELDS[f],
-            y0,
-            ts,
-            args,
-            scheme=made(scheme),
-            stepsize=built(stepsize),
-            gradient=gradient,
-            **options,
-        )
-        value = sol.loss if sol.ys is None else sum(map(real_sum, pytree.tree_leaves(sol.ys)))
-        if isinstance(value, Tensor) and value.requires_grad:
-            value.backward()
+        sol = solved(*call, gradient, args, options)
+        grads = gradients_of(sol, reads, inputs)
     except (errors.OdegradError, UserError):
         return
-    finally:
-        for x in pytree.tree_leaves((y0, ts, args, WEIGHT)):
-            if isinstance(x, Tensor):
-                x.grad = None
-    if sol.ys is None:
+    eps = max((epsilon(x) for x in leaves if isinstance(x, Tensor)), default=0.0)
+    if isinstance(gradient, Discrete) and f in USABLE and eps < 1e-6:
+        oracle = gradients_of(solved(*call, odegrad.Tape(), args, options), reads, inputs)
+        for a, b in zip(grads, oracle, strict=True):
+            check_close(a, b, eps)
+    if sol.ys is None or sol.events:
         return
-    n = len(ts)
+    n = torch.as_tensor(ts).shape[-1]
     for row, leaf in zip(pytree.tree_leaves(sol.ys), pytree.tree_leaves(y0), strict=True):
         assert row.shape == (n, *leaf.shape)
         assert row.dtype == leaf.dtype
-        if options.get("check_finite", True):
+        if options.get("check_finite", True) and options.get("on_failure", "raise") == "raise":
             assert bool(row.isfinite().all()), row
+
+
+def epsilon(x: Tensor) -> float:
+    """The relative distance between numbers of the dtype of x, 0 of integers."""
+    return torch.finfo(x.dtype).eps if x.is_floating_point() or x.is_complex() else 0.0
+
+
+def check_close(a: Tensor | None, b: Tensor | None, eps: float) -> None:
+    """Whether a gradient is that of the oracle."""
+    if a is None and b is None:
+        return
+    a, b = (torch.zeros(()) if g is None else g for g in (a, b))
+    size = b.abs().max() if b.numel() else 0.0
+    same = ((a - b).abs() <= 1e4 * eps * (1.0 + size)) | (a == b) | (a.isnan() & b.isnan())
+    assert bool(same.all()), (a, b)
 
 
 def real_sum(x: Tensor) -> Tensor:
@@ -375,6 +521,7 @@ def call_reader(data: bytes, time: str | None, states: list[str] | None) -> None
 
 TARGETS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "solve": (call_solve, CALLS),
+    "exact": (call_solve, GOOD),
     "csv": (call_reader, FILES),
 }
 

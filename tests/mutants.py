@@ -210,7 +210,7 @@ MUTANTS = [
     ),
     Mutant(
         "the backward sweep leaves generators and buffers where it was",
-        "sweeps/backward.py",
+        "sweeps/transposing.py",
         "            here.restore()",
         "            pass",
         "tests/test_faults.py",
@@ -523,6 +523,27 @@ MUTANTS = [
         "sigma * grad_t + delta * grad_dt)",
         "sigma * grad_t)",
         "tests/test_compiled_samples.py",
+    ),
+    Mutant(
+        "compiled samples: the cotangents of times at which samples are read are lost",
+        "sweeps/samples/compiled/backward.py",
+        "stops.vjp(total) + self.grad_read",
+        "stops.vjp(total)",
+        "tests/test_compiled_sample_reads.py",
+    ),
+    Mutant(
+        "compiled samples: what is read in one chunk is read again in the next",
+        "sweeps/samples/compiled/places.py",
+        " & (numbers >= self._next[:, None])",
+        "",
+        "tests/test_compiled_sample_reads.py",
+    ),
+    Mutant(
+        "compiled samples: of several times in one step the last one has a cotangent",
+        "compiled/inside.py",
+        "values, accumulate=True",
+        "values",
+        "tests/test_compiled_sample_reads.py",
     ),
     # Half precision.
     Mutant(

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 import odegrad
 from cases import autonomous, leaf, loss, mlp, relative
-from odegrad import PID, Binomial, Blockwise, Discrete, Every, Keep, Online, Share, Steps, StoreAll
+from odegrad import (
+    PID,
+    Binomial,
+    Blockwise,
+    Discrete,
+    Every,
+    Keep,
+    Online,
+    Share,
+    Steps,
+    StoreAll,
+    Tape,
+)
 from odegrad.allocations import peak_bytes, traced_peak_bytes
 from odegrad.budget import budget_bytes, free_bytes, size
 from odegrad.checkpoints import Tiered
@@ -446,6 +458,16 @@ def test_what_does_not_fit(gradient: Any, stepsize: Any, message: str) -> None:
     assert f.calls <= 2  # to find what f reads, and the first slope, which is part of a state
     with pytest.raises(MemoryBudgetError, match=message):
         odegrad.plan(f, y0, TIMES, **options)
+
+
+def test_ample_memory_for_adaptive_steps_of_a_small_state() -> None:
+    y0 = torch.ones(1, requires_grad=True)
+    grads = []
+    for gradient in (Discrete(memory="64GiB"), Discrete(Online(1 << 24), memory="1GiB"), Tape()):
+        sol = odegrad.solve(lambda t, y: -y * y, y0, TIMES, gradient=gradient)
+        grads += torch.autograd.grad(sol.ys.sum(), y0)
+    torch.testing.assert_close(grads[0], grads[2])
+    torch.testing.assert_close(grads[1], grads[2])
 
 
 def test_budgets_are_for_gradients() -> None:

@@ -136,6 +136,32 @@ def test_short_blocks_with_a_streamed_loss(scheme: Any, length: int) -> None:
     assert peak(gradient) <= plan.peak_bytes  # pyright: ignore
 
 
+@pytest.mark.parametrize(
+    "checkpoints", [odegrad.Online(2), Blockwise(odegrad.Online(2), 8, Keep.GRAPH)]
+)
+@pytest.mark.parametrize(
+    "scheme", [odegrad.Bosh3(), odegrad.RKF45(), ALF(), odegrad.ReversibleHeun()]
+)
+def test_many_times_that_are_read_in_few_steps(scheme: Any, checkpoints: Any) -> None:
+    """They are read at once, on a graph of the step, but for interpolants whose transpose is known."""
+    y0, ts, f = (
+        torch.zeros(SHAPE, requires_grad=True),
+        torch.linspace(0.0, 1.0, 61),
+        FIELDS["saves nothing"],
+    )
+    options: dict[str, Any] = {
+        "scheme": scheme, "stepsize": odegrad.PID(1e-4, 1e-6), "gradient": Discrete(checkpoints),
+    }  # fmt: skip
+    plan = odegrad.plan(f, y0, ts, show=False, **options)
+
+    def gradient() -> None:
+        sol = odegrad.solve(f, y0, ts, **options)
+        sol.ys.backward(torch.ones_like(sol.ys))
+        y0.grad = None
+
+    assert peak(gradient) <= plan.peak_bytes  # pyright: ignore
+
+
 def test_a_cold_planner_keeps_to_the_budget() -> None:
     """What takes too much is not rehearsed."""
     net = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16))

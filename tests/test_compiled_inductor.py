@@ -136,12 +136,12 @@ def oscillators(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
 
 
 def test_steps_for_each_sample_in_compiled_loops(unkept: None, compiled: list[Any]) -> None:
-    """The search and the transposed rounds; one sample of the second batch fails there."""
+    """The search and the transposed rounds, read inside; one sample of the second batch fails there."""
     mu = torch.tensor([[0.3], [4.0], [9.0]], dtype=torch.float64, requires_grad=True)
     y0, ts = leaf(3, 2), times(0.0, 1.1, 3.0)
 
     def solve(**options: Any) -> tuple[Any, list[Tensor]]:
-        options = {"batch": 0, "stepsize": PID, "scheme": odegrad.Bosh3(), "land": True, **options}
+        options = {"batch": 0, "stepsize": PID, "scheme": odegrad.Bosh3(), **options}
         sol = odegrad.solve(oscillators, y0, ts, (mu,), **options)
         seen = sol.ys[:, sol.succeeded]
         return sol, list(torch.autograd.grad(loss(seen), [y0, mu, ts]))

@@ -435,9 +435,6 @@ def test_what_falls_back_with_one_warning() -> None:
     )
     assert sol.ys.shape == (2, 0, 2)
     assert "no samples" in said[0]
-    read, said = warnings_of(lambda: Reading(3).solve(compile=True))
-    assert "states are read inside of steps" in said[0]
-    assert torch.equal(read.ys, Reading(3).solve().ys)
     with pytest.raises(errors.InvalidValueError, match="compile=True goes with"):
         case.solve(compile=True, gradient=odegrad.Tape())
 

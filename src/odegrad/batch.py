@@ -215,8 +215,6 @@ def _solve_batch(
         check_subset(field, start, y, p, cut)
     loss = None if loss_at is None else LabelLoss(loss_at, structure, args, leaves, p)
     placed = known.placed(land, scheme, stepsize, gradient, field, loss is not None)
-    if compile and placed.stops is not None:
-        _refuse_stops()
     n = len(leaves)
     monitor = None
     if progress or callback is not None:
@@ -255,20 +253,6 @@ def _prepared(
         raise NotCompilable("with batch, a memory budget is one of steps that are taken in Python")
     return prepare(
         f, running, structure, leaves, args, start, scheme, stepsize, gradient.chunk_bytes()
-    )
-
-
-def _refuse_stops() -> None:
-    """Raises: compiled steps of samples end at their times, and nowhere else.
-
-    Raises:
-        NotCompilable: In any case.
-    """
-    from odegrad.compiled import NotCompilable
-
-    raise NotCompilable(
-        "with batch, states are read inside of steps, or there are breakpoints; land=True steps onto all "
-        "times, which is compiled"
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "add",
     "align",
     "axpy",
+    "choose",
     "column",
     "combine",
     "inner",
@@ -160,6 +161,23 @@ def align(c: Time, leaf: Tensor) -> Time:
 def scale(c: Time, x: Leaves) -> Leaves:
     """c · x, leaf by leaf."""
     return tuple(leaf * align(c, leaf) for leaf in x)
+
+
+def choose(mask: Tensor, new: Leaves, old: Leaves) -> Leaves:
+    """`new` where the mask is set, else `old`, leaf by leaf.
+
+    Arguments:
+        mask: bool, one for all (0-dim) or one for each sample, shape [B].
+        new: Leaves, with one row per sample if the mask has one.
+        old: Likewise.
+    """
+    found: list[Tensor] = []
+    for a, b in zip(new, old, strict=True):
+        own = mask.to(a.device)
+        if own.ndim:
+            own = own.reshape(-1, *[1] * (a.ndim - 1))
+        found.append(torch.where(own, a, b))
+    return tuple(found)
 
 
 def add(x: OptionalLeaves | None, y: OptionalLeaves | None) -> OptionalLeaves | None:

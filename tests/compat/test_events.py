@@ -9,6 +9,7 @@ import torch
 
 from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
+from odegrad.errors import GradientUnavailableError
 
 INTERFACES = [(odeint, {}), (odeint_adjoint, {"adjoint_params": ()})]
 STEPS = [{}, {"method": "rk4", "options": {"step_size": 0.1}}, {"method": "dopri8"}]
@@ -79,6 +80,18 @@ def test_second_derivatives_of_events(interface, more):
         hessians.append(torch.autograd.grad(total, [ball.gravity, ball.floor, ball.y0]))
     for a, b in zip(*hessians, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("interface", "more"), INTERFACES)
+@pytest.mark.parametrize("of", ["time", "state"])
+def test_third_derivatives_of_events_are_refused(interface, more, of):
+    ball = Ball()
+    t, state = ball.solved(1, interface, **more)
+    value = t.sum() if of == "time" else state.sum()
+    for _ in range(2):
+        (value,) = torch.autograd.grad(value, ball.gravity, create_graph=True)
+    with pytest.raises(GradientUnavailableError, match=r"up to order 2, the one of order 3.*Event"):
+        torch.autograd.grad(value, ball.gravity)
 
 
 def steps_to_event(y, rate, level, n, h):

@@ -5,12 +5,12 @@ from odegrad.compiled.clock import Ticks, inside_of
 from odegrad.compiled.controller import March, constants
 from odegrad.compiled.deferred import Rows
 from odegrad.compiled.inductor import using_backend
+from odegrad.compiled.inside import Inside, SampleInside
 from odegrad.compiled.prepare import Prepared, prepare
 from odegrad.compiled.programs import Programs, Transposed
 from odegrad.compiled.pullback import Pullback
-from odegrad.compiled.reading import Inside
+from odegrad.compiled.reading import Reading
 from odegrad.compiled.samples import SamplePrograms
-from odegrad.compiled.searching import SampleMarch
 from odegrad.compiled.shapes import CHUNK_BYTES
 from odegrad.compiled.tracing import NotCompilable, device_of
 
@@ -23,8 +23,9 @@ __all__ = [
     "Prepared",
     "Programs",
     "Pullback",
+    "Reading",
     "Rows",
-    "SampleMarch",
+    "SampleInside",
     "SamplePrograms",
     "Ticks",
     "Transposed",

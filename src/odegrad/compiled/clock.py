@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from odegrad.compiled.reading import Inside
+from odegrad.compiled.inside import Inside
 from odegrad.grid import Grid, Nodes, Stops
 
 __all__ = ["Ticks", "inside_of"]
@@ -17,8 +17,8 @@ __all__ = ["Ticks", "inside_of"]
 
 def inside_of(times: Tensor, numbers: list[int], rows: list[int], t: Tensor, dt: Tensor) -> Inside:
     """Times inside of steps, given their numbers, the row of the step of each, and all steps."""
-    steps = torch.tensor(rows, device="cpu")
-    return Inside(numbers, steps, (times[numbers].detach() - t[steps]) / dt[steps])
+    at, steps = torch.tensor(numbers, device="cpu"), torch.tensor(rows, device="cpu")
+    return Inside(at, steps, (times[at].detach() - t[steps]) / dt[steps])
 
 
 class Ticks:

@@ -6,14 +6,14 @@ The order of the operations is the same, so that in float64 the two engines acce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odegrad.schemes.base import Step
-from odegrad.state import Leaves
+from odegrad.state import Leaves, choose
 from odegrad.stepsize import PID
 from odegrad.stepsize.pid import CONSTANTS, SMALLEST_RATIO, scaled_norm
 
@@ -51,10 +51,13 @@ def decide(
 
 
 class March(NamedTuple):
-    """Where the walk is: what a loop carries beside state and carry, all 0-dim.
+    """Where the walk is: what a loop carries beside state and carry.
+
+    All are 0-dim; with steps for each sample, all but the row are of shape [B].
 
     Attributes:
-        row: How many steps of this chunk are accepted (int64).
+        row: How many steps of this chunk are accepted; with steps for each sample, how many were
+            attempted (int64).
         segment: Between which landing times it is (int64).
         attempts: Attempted steps of the whole solve (int64).
         stuck: Whether Python has to look: the step is very small, or there were many (bool).
@@ -83,10 +86,11 @@ class March(NamedTuple):
 
     @staticmethod
     def start(h: Tensor) -> March:
-        """Before the first step, of size h."""
+        """Before the first step, of size h, 0-dim or of shape [B]."""
         zero, one = torch.zeros_like(h), torch.ones_like(h)
         count, no = zero.to(torch.int64), zero.to(torch.bool)
-        return March(count, count, count, no, zero, h, one, one, no, zero, zero, zero)
+        row = count.new_zeros(())
+        return March(row, count, count, no, zero, h, one, one, no, zero, zero, zero)
 
 
 class Attempt(NamedTuple):
@@ -170,15 +174,11 @@ def attempt(
             taken=taken,
             ratio=ratio,
         ),
-        _choose(accept, step.y, y),
-        _choose(accept, step.carry, carry),
+        choose(accept, step.y, y),
+        choose(accept, step.carry, carry),
         following,
     )
 
 
 def _at(x: Tensor, i: Tensor) -> Tensor:
     return x.index_select(0, i.reshape(1)).squeeze(0)
-
-
-def _choose(accept: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> Leaves:
-    return tuple(torch.where(accept.to(a.device), a, b) for a, b in zip(new, old, strict=True))

@@ -14,6 +14,8 @@ and the transpose is, for cotangents ū_r of the states read at x_r in step n,
 
 where the cotangents ū_j go through the transposed step. The x_j are the extrema of a Chebyshev
 polynomial, between which no L_j exceeds 1, so that this is as good as reading each time alone.
+
+With steps for each sample, a step n is one of a sample (`SampleInside`).
 """
 
 from __future__ import annotations
@@ -25,35 +27,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from odegrad.compiled.inside import Inside
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step
 from odegrad.schemes.dense import Part, Read
 from odegrad.state import Leaves, Time, inner, real_dtype, wide
 
-__all__ = ["Inside", "Reading"]
-
-
-@dataclass(frozen=True)
-class Inside:
-    """Times inside of the steps of a chunk.
-
-    Attributes:
-        numbers: The numbers of the times, ascending.
-        rows: The row of the step that each lies in, int64, shape [R].
-        x: The part of the step before it, float64, shape [R].
-    """
-
-    numbers: list[int]
-    rows: Tensor
-    x: Tensor
-
-    def pieces(self, size: int) -> list[Inside]:
-        """The same, so many times at once."""
-        starts = range(0, len(self.numbers), size)
-        return [
-            Inside(self.numbers[i : i + size], self.rows[i : i + size], self.x[i : i + size])
-            for i in starts
-        ]
+__all__ = ["Reading"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ class Reading:
         """
         weights = self._weights(at.x)
         return tuple(
-            _combined(weights, before, within, at.rows).to(before.dtype)
+            _combined(weights, before, within, at).to(before.dtype)
             for before, within in zip(y, inside, strict=True)
         )
 
@@ -111,14 +91,13 @@ class Reading:
         weights = self._weights(at.x)
         for g, rows in zip(grads, into, strict=True):
             g = g.to(rows.device)
-            rows.index_add_(0, at.rows.to(g.device), _spread(weights, g) * g.unsqueeze(1))
+            at.add(at.nodes(rows), _spread(weights, g) * g.unsqueeze(1))
 
     def rates(self, at: Inside, y: Leaves, inside: Leaves, grads: Leaves) -> Tensor:
         """x̄, shape [R], given the cotangents of the states."""
         slopes = self._slopes(at.x)
         rates = tuple(
-            _combined(slopes, before, within, at.rows)
-            for before, within in zip(y, inside, strict=True)
+            _combined(slopes, before, within, at) for before, within in zip(y, inside, strict=True)
         )
         return inner(rates, grads, at.x)
 
@@ -151,9 +130,8 @@ def _spread(weights: Tensor, like: Tensor) -> Tensor:
     return weights.reshape(*weights.shape, *(1 for _ in like.shape[1:]))
 
 
-def _combined(weights: Tensor, before: Tensor, inside: Tensor, rows: Tensor) -> Tensor:
+def _combined(weights: Tensor, before: Tensor, inside: Tensor, at: Inside) -> Tensor:
     """Σ_j w_j u_j for each time, with w_0 for the state before the step."""
-    rows = rows.to(before.device)
-    first, others = before.index_select(0, rows), inside.index_select(0, rows)
+    first, others = at.take(before), at.take(at.nodes(inside))
     spread = _spread(weights, first)
     return spread[:, 0] * first + (spread[:, 1:] * others).sum(1)

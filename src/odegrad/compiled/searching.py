@@ -7,65 +7,25 @@ search, so that in float64 the two engines accept, up to rounding, the same step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from odegrad.compiled.controller import decide
+from odegrad.compiled.controller import March, decide
 from odegrad.schemes.base import Step
-from odegrad.state import Leaves
+from odegrad.state import Leaves, choose
 from odegrad.stepsize.persample import scaled_norms
 from odegrad.stepsize.pid import CONSTANTS, SMALLEST_RATIO
 
-__all__ = ["SampleAttempt", "SampleMarch", "attempt_each"]
-
-
-class SampleMarch(NamedTuple):
-    """Where the samples are: what a loop carries beside state and carry, of shape [B] but for the row.
-
-    Attributes:
-        row: How many steps of the batch this chunk attempted (int64, 0-dim).
-        segment: Between which landing times each sample is (int64).
-        attempts: Attempted steps of each sample in the whole solve (int64).
-        stuck: Whether Python has to look at it: its step is very small, or there were many (bool).
-        sigma: The fraction of the segment that is done.
-        h: The size of the next attempt.
-        last: The error ratio of the last accepted step.
-        before: That of the one before it.
-        rejected: Whether the last attempt was rejected (bool).
-        t: The start of the last attempt.
-        taken: Its length.
-        ratio: Its error ratio.
-    """
-
-    row: Tensor
-    segment: Tensor
-    attempts: Tensor
-    stuck: Tensor
-    sigma: Tensor
-    h: Tensor
-    last: Tensor
-    before: Tensor
-    rejected: Tensor
-    t: Tensor
-    taken: Tensor
-    ratio: Tensor
-
-    @staticmethod
-    def start(h: Tensor) -> SampleMarch:
-        """Before the first steps, of the sizes h."""
-        zero, one = torch.zeros_like(h), torch.ones_like(h)
-        count, no = zero.to(torch.int64), zero.to(torch.bool)
-        row = count.new_zeros(())
-        return SampleMarch(row, count, count, no, zero, h, one, one, no, zero, zero, zero)
+__all__ = ["SampleAttempt", "attempt_each"]
 
 
 class SampleAttempt(NamedTuple):
     """One attempted step: the march after it, the state, and what to note in its row."""
 
-    march: SampleMarch
+    march: March
     y: Leaves
     carry: Leaves
     noted: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -73,7 +33,7 @@ class SampleAttempt(NamedTuple):
 
 def attempt_each(
     take: Callable[[Tensor, Tensor], Step],
-    march: SampleMarch,
+    march: March,
     y: Leaves,
     carry: Leaves,
     times: Tensor,
@@ -124,7 +84,7 @@ def attempt_each(
     attempts = march.attempts + active.to(torch.int64)
     small = h < _smallest(c, times)
     return SampleAttempt(
-        SampleMarch(
+        March(
             row=march.row + 1,
             segment=march.segment + landed.to(torch.int64),
             attempts=attempts,
@@ -138,15 +98,15 @@ def attempt_each(
             taken=taken,
             ratio=ratio,
         ),
-        _choose(accept, step.y, y),
-        _choose(accept, step.carry, carry),
+        choose(accept, step.y, y),
+        choose(accept, step.carry, carry),
         (accept, march.segment, march.sigma, width),
     )
 
 
 def _size(
     c: Mapping[str, Tensor],
-    march: SampleMarch,
+    march: March,
     accept: Tensor,
     taken: Tensor,
     proposed: Tensor,
@@ -169,10 +129,3 @@ def _smallest(c: Mapping[str, Tensor], times: Tensor) -> Tensor:
 
 def _at(times: Tensor, segment: Tensor) -> Tensor:
     return times.gather(0, segment.unsqueeze(0)).squeeze(0)
-
-
-def _choose(accept: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> Leaves:
-    return tuple(
-        torch.where(accept.to(a.device).reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        for a, b in zip(new, old, strict=True)
-    )

@@ -210,7 +210,7 @@ def _rehearsal(
             return 1
         if keep is not Keep.GRAPH:
             return programs.rows(None)
-        read = run.stops is not None
+        read = run.reads
         return programs.rows(programs.pullback(wanted[: programs.n_read], wanted[-1], True, read))
 
     def sweeps(

@@ -55,6 +55,10 @@ def working_set(rehearsal: Rehearsal, checkpoints: Checkpoints, n: int) -> int:
         work += _FINGERPRINT_BYTES * run.field.n_state
     if isinstance(rehearsal, SampleRehearsal):
         return rehearsal.beside_steps(work, n)
+    reads = run.stops is not None and run.programs is None
+    if reads and (bounds.keep is Keep.GRAPH or not run.scheme.pulls_reads):
+        # Times that are read: all of them in one step, at worst, and on its graph.
+        work += max(0, len(run.times) - 2) * nbytes(rehearsal.y0)
     if bounds.keep is not Keep.GRAPH or run.programs is not None:
         return work
     y, labels = nbytes(rehearsal.y0), min(len(run.times) - 2, -(-bounds.tape // rehearsal.spacing))

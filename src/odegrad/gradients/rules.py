@@ -102,7 +102,7 @@ def compiled_rule(
     keeps = keeps_graphs(checkpoints)
     # If the step has no transpose that is one graph, that has to come out now.
     n = programs.n_read
-    read = run.stops is not None
+    read = run.reads
     pull = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps, read)
     checkpoints = in_chunks(checkpoints, programs.rows(pull))
     loss = run.loss

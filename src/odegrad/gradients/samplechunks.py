@@ -44,7 +44,7 @@ def chunked_rule(
     from odegrad.sweeps.samples import compiled  # what it imports takes its time
 
     keeps, n = keeps_graphs(checkpoints), programs.n_read
-    pullback = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps)
+    pullback = programs.pullback(tuple(wanted[:n]), wanted[-1], keeps, run.reads)
     checkpoints = in_chunks(checkpoints, programs.rows(pullback))
 
     def ahead(y0: Leaves, p: Leaves, ts: Tensor) -> tuple[Leaves, Kept | None]:
@@ -55,7 +55,7 @@ def chunked_rule(
         # What was kept is for all that may need a gradient; else only what does is computed.
         used, needs = pullback, given.needs
         if not keeps:
-            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps)
+            used = programs.pullback(tuple(needs[n_y : n_y + n]), needs[-1], keeps, run.reads)
         y0, p, kept, retain = given.y0, given.p, given.kept, given.retain
         found = compiled.pull(run, programs, y0, p, checkpoints, used, kept, given.grads, retain)
         return found._replace(times=rows(found.times, given.ts))

@@ -91,6 +91,11 @@ class Scheme(ABC):
         return self.order <= 2
 
     @property
+    def pulls_reads(self) -> bool:
+        """Whether `step_vjp` needs no graph of the states that were read, however many they are."""
+        return False
+
+    @property
     def read_degree(self) -> int:
         """The degree of the polynomial that `read` evaluates."""
         return 1 if self.order <= 2 else max(3, self.order)

@@ -97,6 +97,11 @@ class ExplicitRungeKutta(Scheme):
         return self.interpolant is not None
 
     @property
+    def pulls_reads(self) -> bool:
+        """Whether there is an interpolant, whose transpose is known."""
+        return self.interpolant is not None
+
+    @property
     def read_degree(self) -> int:
         """That of the interpolant, or of the bootstrapped one."""
         if self.interpolant is not None:

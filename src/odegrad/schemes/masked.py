@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odegrad.field import VectorField
 from odegrad.schemes.base import Scheme, Step, StepGrad
+from odegrad.schemes.dense import Part as Inside
 from odegrad.schemes.dense import Read
 from odegrad.schemes.part import Part
 from odegrad.schemes.persample import PerSample
@@ -71,6 +72,20 @@ class Masked(Scheme):
         scheme, own = self._split(p)
         return scheme.step(field, t, dt, y, carry, own)
 
+    def read(
+        self,
+        field: VectorField,
+        t: Time,
+        dt: Time,
+        y: Leaves,
+        step: Step,
+        p: Leaves,
+        times: Sequence[Time | Inside],
+    ) -> list[Leaves]:
+        """The states inside of a step of the samples whose dt is a number, those before it of others."""
+        scheme, own = self._split(p)
+        return scheme.read(field, t, dt, y, step, own, times)
+
     def step_vjp(
         self,
         field: VectorField,
@@ -86,7 +101,7 @@ class Masked(Scheme):
         after: bool = False,
         reads: Sequence[Read] = (),
     ) -> StepGrad:
-        """The transpose of `step`; starts get no cotangent."""
+        """The transpose of `step` and `read`; starts get no cotangent."""
         scheme, own = self._split(p)
         found = scheme.step_vjp(
             field, t, dt, y, carry, own, grad_y, grad_carry, grad_dense, kept, after, reads

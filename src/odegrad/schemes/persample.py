@@ -10,7 +10,8 @@ transpose would reach the gradient of what all samples share. So for them f gets
 evaluated anyhow: that at the start of the solve.
 
 Where the state is read inside of a step, the times are of shape [B], too, and NaN for samples that are
-not read: u(NaN) = y. If that takes evaluations of f, samples that are not read are not evaluated for it.
+not read: u(NaN) = y; or they are parts of the step, at which all samples are read that take it. If that
+takes evaluations of f, samples that are not read are not evaluated for it.
 
 If f is known to take any number of samples, it is evaluated on those that take the step alone, as soon
 as they are few enough.
@@ -154,14 +155,16 @@ class PerSample(Scheme):
         times: Sequence[Time | Inside],
     ) -> list[Leaves]:
         """The states at times inside of a step of samples that are read, those before it of others."""
-        at = [_known(time, t) for time in times]
-        asked = torch.stack([~torch.isnan(x.detach()) for x in map(_tensor, times)]).any(0)
-        part = self.part(asked & ~torch.isnan(_tensor(dt).detach()), p)
+        active = ~torch.isnan(_tensor(dt).detach())
+        asked = [~torch.isnan(x.detach()) for x in times if isinstance(x, Tensor)]
+        if len(asked) == len(times):  # parts of steps are read of all samples that take one
+            active = active & torch.stack(asked).any(0)
+        part = self.part(active, p)
         dense = tuple(map(part.take, step.dense))
         own = Step(part.state(step.y), part.take(step.carry), dense=dense)
         found = self.base.read(
             field, part.time(t), part.length(dt), part.state(y), own, part.read(p),
-            [part.time(x) for x in at],
+            [_at(part, time, t) for time in times],
         )  # fmt: skip
         return found if part.is_whole else [part.put(x, y) for x in found]
 
@@ -211,7 +214,7 @@ class PerSample(Scheme):
             None if grad_carry is None else part.take(grad_carry),
             kept=None if kept is None else [part.take(x) for x in kept],
             after=after,
-            reads=[Read(part.time(_known(r.t, t)), _taken(part, r.grad)) for r in reads],
+            reads=[Read(_at(part, r.t, t), _taken(part, r.grad)) for r in reads],
         )
         passed = grad_carry  # by samples that take no step
         if grads.carry is not None:
@@ -289,10 +292,12 @@ def _tensor(t: Time | Inside) -> Tensor:
     return t
 
 
-def _known(time: Time | Inside, t: Time) -> Tensor:
-    """Times that are read, and those at which the step begins for samples that are not read."""
+def _at(part: Part, time: Time | Inside, t: Time) -> Tensor | Inside:
+    """A time that is read, that at which the step begins for samples that are not read."""
+    if isinstance(time, Inside):
+        return time
     time, t = _tensor(time), _tensor(t)
-    return torch.where(torch.isnan(time), t, time)
+    return part.time(torch.where(torch.isnan(time), t, time))
 
 
 def _taken(part: Part, grad: OptionalLeaves) -> OptionalLeaves:

@@ -62,6 +62,11 @@ class Restarted(Scheme):
         return self.base.reads_slopes
 
     @property
+    def pulls_reads(self) -> bool:
+        """As the base."""
+        return self.base.pulls_reads
+
+    @property
     def read_degree(self) -> int:
         """As the base."""
         return self.base.read_degree

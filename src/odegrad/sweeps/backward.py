@@ -9,18 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odegrad.checkpoints import (
-    Advance,
-    Checkpoints,
-    Drop,
-    Keep,
-    Restore,
-    Store,
-    Tier,
-    Transpose,
-    Unstep,
-)
-from odegrad.errors import annotate
+from odegrad.checkpoints import Checkpoints, Keep, Tier
 from odegrad.replay import Snapshot
 from odegrad.schemes.base import Scheme
 from odegrad.state import Leaves, OptionalLeaves, rms_norm
@@ -33,6 +22,7 @@ from odegrad.sweeps.run import Run
 from odegrad.sweeps.saved import Meter
 from odegrad.sweeps.steps import State, read, steps
 from odegrad.sweeps.tape import Tape
+from odegrad.sweeps.transposing import transposed
 
 __all__ = ["backward"]
 
@@ -64,38 +54,7 @@ def backward(
     n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
     rows = checkpoints.bounds(n, known).tape if n else 0
     engine = _Engine(run, y0, p, landings, kept, grads, retain, rows, scheme)
-    if run.monitor is not None:
-        run.monitor.start("backward")
-    here = run.field.snapshot()
-    try:
-        for action in kept.store.ahead(checkpoints.backward(n, known) if n else ()):
-            match action:
-                case Advance(start, stop, None, keep) if stop is not None:
-                    engine.advance(start, stop, keep)
-                case Store(i, tier):
-                    engine.store(i, tier)
-                case Restore(i):
-                    engine.restore(i)
-                case Drop(i):
-                    kept.store.drop(i)
-                case Unstep(start, stop):
-                    engine.unstep(start, stop)
-                case Transpose(start, stop):
-                    engine.transpose(start, stop)
-                case _:
-                    raise AssertionError(f"{action} has no place in a backward sweep")
-        found = engine.costate.finish()
-        run.field.check_connected(p)
-        return found
-    except Exception as error:
-        annotate(error, "while evaluating f again, in the backward pass of odegrad.solve")
-        raise
-    finally:
-        if here is not None:
-            here.restore()
-        run.count()
-        if run.monitor is not None:
-            run.monitor.stop()
+    return transposed(run, p, kept, checkpoints.backward(n, known) if n else (), engine)
 
 
 class _Engine:
@@ -231,6 +190,9 @@ class _Engine:
             tape.clear()
             self.spare = tape
         self.kept.tape = None
+
+    def finish(self) -> Cotangents:
+        return self.costate.finish()
 
 
 def _restore(snapshot: Snapshot | None) -> None:

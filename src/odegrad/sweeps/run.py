@@ -178,6 +178,11 @@ class Run:
         """The numbers of the times that steps land on."""
         return range(len(self.times)) if self.stops is None else self.stops.at
 
+    @property
+    def reads(self) -> bool:
+        """Whether states are read inside of steps."""
+        return self.stops is not None
+
     def clock(self, times: Landings | None = None, grid: Grid | None = None) -> Clock:
         """The steps of the accepted grid, or of another, at the times or what stands for them."""
         return Clock(grid or self.accepted_grid, self.times if times is None else times, self.stops)

@@ -11,8 +11,8 @@ two steps of the chord iteration on the graph,
 
     s ← s − G(s) / c,     from s = τ,
 
-of which each adds an order of derivatives: the first derivative is exact, and the second one. Whatever g
-reads gets a gradient. t_n and the grid before it are held.
+of which each adds an order of derivatives: the first derivative is exact, and the second one; higher ones
+are refused. Whatever g reads gets a gradient. t_n and the grid before it are held.
 
 Reference: E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*, II.6.
 """
@@ -31,11 +31,15 @@ from odegrad.compat.torchdiffeq.field import field
 from odegrad.compat.torchdiffeq.grids import Through
 from odegrad.compat.torchdiffeq.inputs import Call
 from odegrad.compat.torchdiffeq.march import Crossing, cross
-from odegrad.errors import InvalidTypeError
+from odegrad.errors import GradientUnavailableError, InvalidTypeError
+from odegrad.gradients.node import Rule, apply
 from odegrad.solve import solve
+from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import Steps
 
 __all__ = ["odeint_event", "solve_event"]
+
+_ORDERS = 2  # of the derivatives of the time of an event
 
 
 def odeint_event(
@@ -158,7 +162,7 @@ class _Solves:
         tau = torch.tensor(self.crossing.time, dtype=torch.float64, device="cpu")
         slack = self._slope(start.detach(), tuple(x.detach() for x in before), tau)
         time = tau
-        for _ in range(2):
+        for _ in range(_ORDERS):
             value = self.event(time, self._last(start, before, time)).to("cpu", torch.float64)
             if slack == 0.0:  # g touches zero: the event has no derivative
                 value = value - value.detach()
@@ -167,6 +171,7 @@ class _Solves:
                 time = time - value
             else:
                 time = time - value / slack
+        (time,) = apply(_LIMITED, (time,))
         return time, self._last(start, before, time)
 
     def _before(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -201,6 +206,27 @@ class _Solves:
             stop = tau.clone().requires_grad_()
             value = self.event(stop, self._last(start, before, stop))
             return float(torch.autograd.grad(value, stop)[0])
+
+
+def _keep(inputs: Leaves) -> tuple[Leaves, Leaves]:
+    return tuple(x.clone() for x in inputs), ()
+
+
+def _pass_on(inputs: Leaves, kept: Leaves, grads: OptionalLeaves, *rest: object) -> OptionalLeaves:
+    del inputs, kept, rest
+    return tuple(None if g is None else g.clone() for g in grads)
+
+
+def _replay(inputs: Leaves, highest: int) -> Leaves:
+    if highest > _ORDERS:
+        raise GradientUnavailableError(
+            f"odeint_event has derivatives up to order {_ORDERS}, the one of order {highest} was asked "
+            "for. odegrad.solve(…, events=[odegrad.Event(…)]) has those of every order"
+        )
+    return tuple(x.clone() for x in inputs)
+
+
+_LIMITED = Rule(_keep, _pass_on, _replay, "the time of odeint_event")  # the identity
 
 
 def _no_derivative(grad: Tensor) -> Tensor:

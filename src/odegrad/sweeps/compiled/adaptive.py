@@ -45,7 +45,7 @@ class Adaptive(Forward):
         run, control = self.run, self.control
         limit = DEFAULT_MAX_STEPS if run.max_steps is None else run.max_steps
         segments = number(len(self.landed) - 1, self.device)
-        read = run.stops is not None
+        read = run.reads
         loop = self.programs.adaptive_march(control.norm, len(self.landings), pull, read)
         zero, size = number(0, self.device), len(rows[0])
         fraction, place = rows_like((zero.double(), zero), size)

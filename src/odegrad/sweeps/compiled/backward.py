@@ -116,6 +116,7 @@ class Backward:
             times = torch.tensor(run.times, dtype=torch.float64, device="cpu")
         self.times, self.ticks = times, Ticks(run.accepted_grid, times, run.stops)
         self.grad_times, self.n_steps = torch.zeros_like(times), run.accepted_grid.n_steps
+        self.grad_read = self.grad_times
 
     def init_vjp(self, carry: Leaves) -> StepGrad:
         """The transpose of what came before the first step."""
@@ -242,7 +243,7 @@ class Backward:
             grad_t, grad_dt = (x[:n].to(self.times.device) for x in self.grad_steps)
             if read is not None:
                 steps = dt[:n].to(grad_t), grad_t, grad_dt
-                self.reads.times_vjp(read, rows, *steps, self.grad_times)
+                self.reads.times_vjp(read, rows, *steps, self.grad_read)
             self.ticks.step_vjp(start, grad_t, grad_dt, self.grad_times)
         run.field.evaluations += n * pull.evaluations
         run.field.transposes += n * pull.vjps

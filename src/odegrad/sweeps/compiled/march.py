@@ -101,7 +101,7 @@ class Chunked(ABC):
         while not self.through() and (stop is None or self.n < stop):
             like = (*self.state, *(pull.kept if pull is not None else ()))
             rows = scratch or rows_like(like, size)
-            if self.run.stops is not None and not (self.inside and len(self.inside[0]) == size):
+            if self.run.reads and not (self.inside and len(self.inside[0]) == size):
                 self.inside = self.programs.inside(size)
             first = self.n
             rows, n = self.take(rows, stop, pull)
@@ -161,7 +161,7 @@ class Forward(Chunked):
         """Puts out the states at times inside of the steps of a chunk."""
         for piece in [] if at is None else at.pieces(len(rows[0])):
             found = self.programs.reading.states(piece, rows[: self.n_y], inside)
-            self.outputs.put_all(piece.numbers, found)
+            self.outputs.put_all(piece.numbers.tolist(), found)
 
     def report(self, rows: Leaves, n: int, step: Callable[[], Iterable[list[float]]]) -> None:
         """Counts the steps of a chunk and tells the monitor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from odegrad.compiled import Inside, Programs, Pullback
@@ -65,15 +64,14 @@ class Reads:
         """
         for piece in at.pieces(self._size):
             y, grads = rows[: len(self._y0)], self._cotangents(piece)
-            rate = self._reading.rates(piece, y, self.values, grads) / dt[piece.rows]
-            grad_times[piece.numbers] += rate
-            grad_t.index_add_(0, piece.rows, -rate)
-            grad_dt.index_add_(0, piece.rows, -piece.x * rate)
+            rate = self._reading.rates(piece, y, self.values, grads) / piece.take(dt)
+            piece.add_times(grad_times, rate)
+            piece.add(grad_t, -rate)
+            piece.add(grad_dt, -piece.x * rate)
 
     def _cotangents(self, at: Inside) -> Leaves:
         """Those of the states at the times, one row each."""
-        numbers = torch.tensor(at.numbers, device="cpu")
         return tuple(
-            zeros(x, len(at.numbers)) if g is None else g[numbers.to(g.device)]
+            at.zeros(x) if g is None else at.outputs(g)
             for x, g in zip(self._y0, self._outputs, strict=True)
         )

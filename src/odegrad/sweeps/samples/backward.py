@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from odegrad.checkpoints import (
-    Advance,
-    Checkpoints,
-    Drop,
-    Keep,
-    Restore,
-    Store,
-    Transpose,
-    Unstep,
-)
-from odegrad.errors import annotate
+from odegrad.checkpoints import Checkpoints, Keep, Tier
 from odegrad.replay import Snapshot
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps.cotangents import Cotangents
@@ -24,6 +14,7 @@ from odegrad.sweeps.samples.costate import SampleCostate
 from odegrad.sweeps.samples.rounds import graphed, rounds
 from odegrad.sweeps.samples.tape import SampleGraphs, SampleTape
 from odegrad.sweeps.tape import Tape
+from odegrad.sweeps.transposing import transposed
 
 __all__ = ["pull"]
 
@@ -54,40 +45,8 @@ def pull(
         The cotangents; those of the times as one tensor of shape [B, T], in a list.
     """
     engine = _Engine(run, y0, p, timed, checkpoints, kept, grads, retain)
-    if run.monitor is not None:
-        run.monitor.start("backward")
-    here, n = run.field.snapshot(), run.accepted_steps.n_steps
-    actions = checkpoints.backward(n, known=True) if n else ()
-    try:
-        for action in kept.store.ahead(actions):
-            match action:
-                case Advance(start, stop, None, keep) if stop is not None:
-                    engine.advance(start, stop, keep)
-                case Store(i, tier):
-                    kept.store.put(i, *engine.at(i), tier)
-                    run.stats.note(kept)
-                case Restore(i):
-                    engine.current = Current(i, *kept.store.get(i))
-                case Drop(i):
-                    kept.store.drop(i)
-                case Unstep(start, stop):
-                    engine.unstep(start, stop)
-                case Transpose(start, stop):
-                    engine.transpose(start, stop)
-                case _:
-                    raise AssertionError(f"{action} has no place in a backward sweep")
-        found = engine.costate.finish()
-        run.field.check_connected(p)
-        return found
-    except Exception as error:
-        annotate(error, "while evaluating f again, in the backward pass of odegrad.solve")
-        raise
-    finally:
-        if here is not None:
-            here.restore()
-        run.count()
-        if run.monitor is not None:
-            run.monitor.stop()
+    n = run.accepted_steps.n_steps
+    return transposed(run, p, kept, checkpoints.backward(n, known=True) if n else (), engine)
 
 
 class _Engine:
@@ -111,6 +70,15 @@ class _Engine:
         self._n_leaves, self.current, self._first = len(y0), kept.current(), kept.tape
         n = run.accepted_steps.n_steps
         self._rows = checkpoints.bounds(n, known=True).tape if n else 0
+
+    def restore(self, i: int) -> None:
+        """Makes a stored state the current one."""
+        self.current = Current(i, *self._kept.store.get(i))
+
+    def store(self, i: int, tier: Tier) -> None:
+        """Stores the current state."""
+        self._kept.store.put(i, *self.at(i), tier)
+        self._run.stats.note(self._kept)
 
     def at(self, i: int) -> tuple[Leaves, Snapshot | None]:
         """The current state, which has to be state i, and what belongs to it."""
@@ -179,3 +147,7 @@ class _Engine:
             if isinstance(tape, Tape):
                 tape.clear()
         self._kept.tape = None
+
+    def finish(self) -> Cotangents:
+        """What came of it."""
+        return self.costate.finish()

@@ -114,6 +114,11 @@ class SampleRun(Run):
         size, n = self.landings.shape
         return torch.full((size,), n - 1, dtype=torch.int64, device="cpu")
 
+    @property
+    def reads(self) -> bool:
+        """Whether samples are read inside of rounds."""
+        return self.stops is not None and self.stops.reads
+
     def rounds_of(self, grid: SampleGrid, times: Tensor | None = None) -> SampleClock:
         """The rounds of a grid; `times` stand for those at which there are outputs, [B, T]."""
         times = self.outputs_at if times is None else times

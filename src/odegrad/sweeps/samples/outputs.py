@@ -53,6 +53,11 @@ class Buffers:
             for buffer, x, y in zip(self._buffers, rows, end, strict=False):
                 buffer[j_, b_] = y[b_] if following is None else x[following[at].to(device), b_]
 
+    def put_each(self, j: Tensor, b: Tensor, states: Leaves) -> None:
+        """Takes in states of the samples b at their times j, leaves of shape [R, …]."""
+        for buffer, x in zip(self._buffers, states, strict=True):
+            buffer[j.to(x.device), b.to(x.device)] = x
+
     def result(self) -> Leaves:
         """The outputs."""
         return self._buffers

@@ -17,7 +17,7 @@ from odegrad.errors import RejectStep, SolveError, annotate
 from odegrad.samplegrid import SampleGrid
 from odegrad.samplestops import Reading
 from odegrad.schemes.base import Step
-from odegrad.state import Leaves, number
+from odegrad.state import Leaves, choose, number
 from odegrad.stepsize import PID
 from odegrad.stepsize.persample import Judged, judge, sample_norms
 from odegrad.stepsize.pid import starting_size
@@ -270,9 +270,7 @@ class March:
         if self._whole and bool(accept.all()):
             self.y, self.carry = after
             return
-        mask = accept.to(self.y[0].device)
-        self.y = _choose(mask, after[0], self.y)
-        self.carry = _choose(mask, after[1], self.carry)
+        self.y, self.carry = choose(accept, after[0], self.y), choose(accept, after[1], self.carry)
 
     # Failures.
 
@@ -319,13 +317,5 @@ def _either(mask: Tensor, one: Step, two: Step) -> Step:
     """A step of samples of which some, where the mask is set, took the first, and others the second."""
     dense = one.dense or two.dense  # none is known of a sample for which f rejects it
     if one.dense and two.dense:
-        dense = tuple(_choose(mask, a, b) for a, b in zip(one.dense, two.dense, strict=True))
-    return Step(_choose(mask, one.y, two.y), _choose(mask, one.carry, two.carry), dense=dense)
-
-
-def _choose(mask: Tensor, new: Leaves, old: Leaves) -> Leaves:
-    """`new` where the mask is set, else `old`."""
-    return tuple(
-        torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        for a, b in zip(new, old, strict=True)
-    )
+        dense = tuple(choose(mask, a, b) for a, b in zip(one.dense, two.dense, strict=True))
+    return Step(choose(mask, one.y, two.y), choose(mask, one.carry, two.carry), dense=dense)

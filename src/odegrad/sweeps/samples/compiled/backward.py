@@ -51,8 +51,9 @@ class _SampleBackward(Backward):
     def follow_clock(self, landings: Tensor | None) -> None:
         run = self.run
         self.times, self.n_steps = run.landings.T, run.accepted_steps.n_steps
-        self.ticks = Rounds(run.accepted_steps, run.landings)
+        self.ticks = Rounds(run, run.accepted_steps)
         self.grad_times = torch.zeros_like(self.times)
+        self.grad_read = torch.zeros_like(run.outputs_at)
 
     def init_vjp(self, carry: Leaves) -> StepGrad:
         run = self.run
@@ -79,4 +80,7 @@ class _SampleBackward(Backward):
         """The cotangents of the times are one tensor of shape [B, T], if they are wanted."""
         found = super().finish()
         times = [x for x in found.times if x is not None]
-        return found._replace(times=[torch.stack(times, 1)] if times else [])
+        if not times:
+            return found._replace(times=[])
+        total, stops = torch.stack(times, 1), self.run.stops
+        return found._replace(times=[total if stops is None else stops.vjp(total) + self.grad_read])

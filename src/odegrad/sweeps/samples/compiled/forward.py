@@ -13,7 +13,7 @@ from odegrad.sweeps.compiled.chunks import plain, take_steps, watched
 from odegrad.sweeps.compiled.march import Chunked
 from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.samples.batch import SampleRun
-from odegrad.sweeps.samples.compiled.rounds import Rounds, program_inputs
+from odegrad.sweeps.samples.compiled.rounds import Rounds, program_inputs, read
 from odegrad.sweeps.samples.compiled.search import search
 from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps
 from odegrad.sweeps.samples.outputs import Buffers
@@ -66,7 +66,7 @@ def _searched(
     pullback: Pullback | None,
 ) -> tuple[Leaves, Kept | None]:
     """Finds the steps; if the states before all of them are what is kept, these are left behind."""
-    outputs, monitor = Buffers(y, run.landings.shape[1]), run.monitor
+    outputs, monitor = Buffers(y, run.outputs_at.shape[1]), run.monitor
     keeps = isinstance(checkpoints, StoreAll) and pullback is not None and not pullback.kept
     serves = keeps or checkpoints is None
     try:
@@ -96,7 +96,7 @@ def _walked(
     pullback: Pullback | None,
 ) -> tuple[Leaves, Kept | None]:
     """The outputs along known steps, and what is kept; once more if samples fail on a fixed grid."""
-    outputs = Buffers(y, run.landings.shape[1])
+    outputs = Buffers(y, run.outputs_at.shape[1])
     walk = _Walk(run, programs, grid, y, p, outputs, checkpoints, pullback)
     if checkpoints is None:
         walk.advance(0, None, None, None)
@@ -127,7 +127,7 @@ class _Walk(Chunked):
         pullback: Pullback | None,
     ) -> None:
         super().__init__(run, programs, len(y), program_inputs(run, programs, y, p), pullback)
-        self._outputs, self._stop, self._ticks = outputs, grid.n_steps, Rounds(grid, run.landings)
+        self._outputs, self._stop, self._ticks = outputs, grid.n_steps, Rounds(run, grid)
         carry: Leaves = ()
         if self._stop:
             start, field = run.landings[:, 0].contiguous(), run.field
@@ -142,10 +142,12 @@ class _Walk(Chunked):
         end = self._stop if stop is None else stop
         start, n = self.n, min(len(rows[0]), end - self.n)
         self.state = take_steps(
-            self.run, self.programs, pull, self._ticks, start, n, self.state, rows, self.p
-        )
+            self.run, self.programs, pull, self._ticks, start, n, self.state, rows, self.p,
+            self.inside,
+        )  # fmt: skip
         n_y = self.n_y
-        states = tuple(x[:n] for x in rows[:n_y])
+        states, at = tuple(x[:n] for x in rows[:n_y]), self._ticks.inside(start, start + n)
+        read(self.programs.reading, self._outputs, at, states, self.inside)
         self._outputs.put_rows(*self._ticks.landed(start, start + n), states, self.state[:n_y])
         self._report(rows, n)
         return rows, n

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odegrad.compiled import Blocks, SampleMarch, SamplePrograms, constants
+from odegrad.compiled import Blocks, March, SamplePrograms, constants
 from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import PID
@@ -13,7 +13,8 @@ from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS
 from odegrad.sweeps.compiled.chunks import number, plain, rows_like
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.compiled.columns import Columns
-from odegrad.sweeps.samples.compiled.rounds import program_inputs
+from odegrad.sweeps.samples.compiled.places import Reader
+from odegrad.sweeps.samples.compiled.rounds import labelled, program_inputs, read
 from odegrad.sweeps.samples.obstacle import Stuck, obstacle
 from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.search import first_sizes
@@ -60,21 +61,25 @@ class _Search:
         self._run, self._programs, self._control, self._outputs = run, programs, control, outputs
         self._y0, self._p, self._n_y, device = y, p, len(y), programs.device
         self._last = times.shape[1] - 1
+        self._segments = run.segments
+        self._reader = Reader(run.stops) if run.stops is not None and run.reads else None
         self._limit = run.max_steps or DEFAULT_MAX_STEPS
-        self.active = torch.full((len(times),), self._last > 0, device="cpu")
+        self.active = self._segments > 0
         sizes, carry = torch.ones_like(times[:, 0]), Leaves(())
         if self._last:
             start, field = times[:, 0].contiguous(), run.field
             sizes = field.bound(p, lambda: first_sizes(run, y, p))
             carry = field.bound(p, lambda: run.persample(y).init(field, start, y, p))
-        self._march = SampleMarch.start(sizes.to(device))
+        self._march = March.start(sizes.to(device))
         self._state = (*(x.clone() for x in plain(y)), *plain(carry))
         n = 1 << self._last.bit_length()  # so that few sizes are compiled
         padding = times[:, -1:].expand(-1, n - self._last - 1)
         self._times = torch.cat([times, padding], 1).T.contiguous().to(device)
         self._vector = constants(control, device)
         self._columns, self._keeps = Columns(len(times)), keeps
-        self._rows: Leaves = ()
+        self._rows: Leaves = ()  # of states, of what they are read from inside, and of notes
+        self._inside: Leaves = ()
+        self._noted: Leaves = ()
         self._place()
 
     def _place(self) -> None:
@@ -87,45 +92,55 @@ class _Search:
         run, programs, device, march = self._run, self._programs, self._programs.device, self._march
         if not self._rows:
             noted = (march.stuck, march.segment, march.sigma, march.sigma)
-            self._rows = rows_like((*self._state, *noted), programs.rows(None))
-        loop = programs.search(self._control.norm, len(self._times))
+            size = programs.rows(None)
+            self._rows = rows_like(self._state, size)
+            self._inside = programs.inside(size) if run.reads else ()
+            self._noted = rows_like(noted, size)
+        loop = programs.search(self._control.norm, len(self._times), run.reads)
         found = loop(
             *march,
             *self._state,
             *self._rows,
+            *self._inside,
+            *self._noted,
             self._times,
             self._failed,
             self._vector,
             number(self._limit, device),
-            number(self._last, device),
+            self._segments.to(device),
             *self._data,
         )
-        march = SampleMarch(*found[: len(march)])
+        march = March(*found[: len(march)])
         self._state = tuple(found[len(march) :])
         n = int(march.row)
-        run.field.evaluations += n * programs.step_evaluations(False)
+        run.field.evaluations += n * programs.step_evaluations(run.reads)
         self._take_in(n, march)
         stuck = march.stuck.cpu()
         if bool(stuck.any()):
             self._look(stuck, march)
-        self.active = (march.segment.cpu() < self._last) & ~run.failed
+        self.active = (march.segment.cpu() < self._segments) & ~run.failed
         self._march = march._replace(
             row=torch.zeros_like(march.row), stuck=torch.zeros_like(march.stuck)
         )
 
-    def _take_in(self, n: int, march: SampleMarch) -> None:
+    def _take_in(self, n: int, march: March) -> None:
         """Takes in the n attempts of a chunk."""
-        rows = tuple(x[:n] for x in self._rows)
-        states, noted = rows[:-4], rows[-4:]
-        accept, segment, sigma, width = (x.cpu() for x in noted)
+        states = tuple(x[:n] for x in self._rows)
+        accept, segment, sigma, width = (x[:n].cpu() for x in self._noted)
         place = self._columns.places(accept)
         if self._keeps:
             self._columns.put_states(place, states)
         self._columns.put(place, (segment, sigma, width))
         following = torch.cat([segment[1:], march.segment.cpu()[None]])
-        r, b = (accept & (following > segment)).nonzero(as_tuple=True)
-        n_y = self._n_y
-        self._outputs.put_rows(r, following[r, b], b, states[:n_y], self._state[:n_y])
+        landed, n_y = accept & (following > segment), self._n_y
+        if self._reader is not None:
+            stop = torch.cat([sigma[1:], march.sigma.cpu()[None]]).masked_fill(landed, 1.0)
+            at = self._reader.places(accept, segment, stop)
+            at = at.inside(self._run.outputs_at, *self._steps(segment, sigma, width))
+            read(self._programs.reading, self._outputs, at, states[:n_y], self._inside)
+        r, b = landed.nonzero(as_tuple=True)
+        place = labelled(self._run.stops, r, following[r, b], b)
+        self._outputs.put_rows(*place, states[:n_y], self._state[:n_y])
         if self._run.monitor is not None:
             self._report(accept, segment, sigma, width, states)
         self._run.stats.rounds += n
@@ -134,18 +149,24 @@ class _Search:
         self, accept: Tensor, segment: Tensor, sigma: Tensor, width: Tensor, states: Leaves
     ) -> None:
         """Tells the monitor of attempts that some sample accepts."""
-        run, times, n = self._run, self._run.landings.T, len(accept)
+        run, n = self._run, len(accept)
         assert run.monitor is not None
         run.count()
-        start = times.gather(0, segment)
-        span = times.gather(0, (segment + 1).clamp(max=self._last)) - start
-        t, dt = start + span * sigma, (span * width).masked_fill(~accept, float("nan"))
+        t, dt = self._steps(segment, sigma, width)
+        dt = dt.masked_fill(~accept, float("nan"))
         for r in accept.any(1).nonzero().squeeze(1).tolist():
             y = tuple(x[r + 1] for x in states) if r + 1 < n else self._state
             state = y[: self._n_y]
             run.monitor.step("forward", run.stats.rounds + r, t[r], dt[r], state, run.stats)  # pyright: ignore
 
-    def _look(self, stuck: Tensor, march: SampleMarch) -> None:
+    def _steps(self, segment: Tensor, sigma: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, h) of attempts, float64 of shape [rows, B]."""
+        times = self._run.landings.T
+        start = times.gather(0, segment)
+        span = times.gather(0, (segment + 1).clamp(max=self._last)) - start
+        return start + span * sigma, span * width
+
+    def _look(self, stuck: Tensor, march: March) -> None:
         """Samples that cannot go on fail."""
         run, times = self._run, self._run.landings
         extent = (times[:, -1] - times[:, 0]).abs()
