@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odegrad.budget import budget_bytes, size
-from odegrad.checkpoints import Checkpoints
+from odegrad.checkpoints import Checkpoints, Keep
 from odegrad.errors import MemoryBudgetError
 from odegrad.gradients.base import may_need_gradient, transformed
 from odegrad.gradients.choice import chosen
@@ -30,6 +30,7 @@ from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, prepare
+from odegrad.sweeps.samples.batch import Prepared
 
 __all__ = ["plan_samples"]
 
@@ -38,6 +39,12 @@ _FEW = 2
 
 MakeRule = Callable[..., Rule]
 """The rule of a solve, given run, schedule, the number of leaves of the state, and what is wanted."""
+
+
+def _one(keep: Keep | None) -> int:
+    """How many rounds are taken at a time."""
+    del keep
+    return 1
 
 
 class _Planner:
@@ -128,6 +135,9 @@ class _Planner:
             ts: Tensor,
             grads: OptionalLeaves | None,
         ) -> None:
+            assert isinstance(run, SampleRun)
+            assert run.steps is not None
+            run.prepared = Prepared(run.steps, None)  # for each sweep anew
             rule = self._make(run, checkpoints, n_y, wanted)
             rehearsed(rule, (*y0, *p, ts), grads, n_y, wanted, retained)
 
@@ -148,7 +158,7 @@ class _Planner:
         key = (*key, len(run.failures), run.replay_check)
         return SampleRehearsal(
             run, n, parts, reads, y0=self._y0, p=self._p, ts=self._ts, wanted=wanted, sweeps=sweeps,
-            chunk=lambda keep: 1, known=results_of(owner(run.field.function)), key=key,
+            chunk=_one, known=results_of(owner(run.field.function)), key=key,
             retained=retained, budget=self._budget,
         )  # fmt: skip
 

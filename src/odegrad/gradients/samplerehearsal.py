@@ -30,7 +30,6 @@ from odegrad.samplestops import SampleStops
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, SampleStats, record_bytes, trial
-from odegrad.sweeps.samples.batch import Prepared
 from odegrad.sweeps.saved import step_graph
 
 __all__ = ["SampleRehearsal", "most_reads", "sizes_of_rounds"]
@@ -97,9 +96,9 @@ class SampleRehearsal(Rehearsal):
     run: SampleRun
 
     def __init__(
-        self, run: SampleRun, n_steps: int, parts: tuple[int, ...], **rest: object
+        self, run: SampleRun, n_steps: int, parts: tuple[int, ...], reads: int, **rest: object
     ) -> None:
-        self._n, self._parts, self._part = n_steps, parts, parts[0]
+        self._n, self._parts, self._part, self._reads = n_steps, parts, parts[0], reads
         super().__init__(run, **rest)  # pyright: ignore[reportArgumentType]
         if run.salvage and (run.failures or isinstance(run.stepsize, FixedStepSize)):
             self.outputs = _FAILED * self.outputs // 2
@@ -214,7 +213,7 @@ class SampleRehearsal(Rehearsal):
         ends: list[float] = list(accumulate((len(x) for x in segments), initial=0))
         source = list(range(len(ends)))
         if run.stops is not None:  # between these, samples are read in each step
-            segments = (Uniform(1), Uniform(n - 1))[: min(n, 2)]
+            segments = (Uniform(1), Uniform(n - 1)) if n > 1 else (Uniform(1),)
             some = range(1, self._reads + 1)
             inside = [i + k / (len(some) + 1) for i in range(n) for k in some]
             source = [len(inside) + k for k in range(len(segments) + 1)]
@@ -237,7 +236,6 @@ class SampleRehearsal(Rehearsal):
             monitor=None,
             stats=SampleStats(),
             steps=grid,
-            prepared=Prepared(grid, None),
             failures=dict(run.failures),
             reached=None,
             initial=None,

@@ -63,7 +63,8 @@ class StepRecord:
         while columns:
             column = columns.pop()
             parts.append(column if len(column) == n else column[:n].clone())
-        return SampleGrid(*parts, self._counts, self._n_segments)
+        segments, starts, widths = parts
+        return SampleGrid(segments, starts, widths, self._counts, self._n_segments)
 
     def _settle(self) -> None:
         """Puts into place what was gathered."""
