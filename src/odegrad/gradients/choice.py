@@ -116,7 +116,7 @@ def _fits(rehearsal: Rehearsal, kind: Kind, budget: int, found: bool) -> bool:
         held = one if kind.keep is Keep.STAGES else graph
         held += 2 * one + 2 * count * rehearsal.state
         least = sums_held(rehearsal, kind.keep) * rehearsal.sums + held
-    return rehearsal.held + least <= budget
+    return rehearsal.peak_about(kind, least) <= budget
 
 
 def _slots(rehearsal: Rehearsal, kind: Kind, length: int, budget: int) -> int:

@@ -195,24 +195,37 @@ class Rehearsal:
         first = 1e-3 * (times[-1] - times[0])
         return step_graph(run.field, run.scheme, times[0], first, self.y0, p)
 
+    def peak_about(self, kind: Kind, work: int) -> int:
+        """About the peak of the shortest rehearsal of a kind, given about what its steps hold."""
+        del kind
+        return work
+
     def _measured(self, kind: Kind) -> Needs:
-        k, keep = self.chunk(kind.keep), kind.keep
-        # Four steps have to be taken again in a row: what they hold does not grow any more then.
-        again = 4
-        if keep is None:
-            checkpoints, n = (Rewind(), 5) if kind.shape == "rewind" else (Binomial(1), 6)
-            return Needs(0, work=self._beyond_states(checkpoints, n)[0])
-        makes: dict[str, Callable[[int], tuple[Checkpoints, int]]] = {
-            "all": lambda m: (StoreAll(keep), m),
-            "starts": lambda m: (Every(m, keep), 3 * m),
-            # One stored state, from which steps are taken again before those of a block are.
-            "block": lambda m: (Blockwise(Binomial(1), m, keep), m * max(3, 2 - -again * k // m)),
-        }
-        make = makes[kind.shape]
-        ladder = Ladder(self, kind, lambda m: self._states(*make(m * k)))
+        if kind.keep is None:
+            return Needs(0, work=self._beyond_states(*self._shortest(kind))[0])
+        ladder = Ladder(self, kind, lambda m: self._beside(*self._with_rows(kind, m)))
         for m in ladder:
-            ladder.take(m, *self._beyond_states(*make(m * k)))
+            ladder.take(m, *self._beyond_states(*self._with_rows(kind, m)))
         return ladder.needs()
+
+    def _shortest(self, kind: Kind) -> tuple[Checkpoints, int]:
+        """The schedule and the number of steps of the shortest rehearsal of a kind."""
+        if kind.keep is None:
+            return (Rewind(), 5) if kind.shape == "rewind" else (Binomial(1), 6)
+        return self._with_rows(kind, 1)
+
+    def _with_rows(self, kind: Kind, chunks: int) -> tuple[Checkpoints, int]:
+        """Those with the rows of so many chunks on the tape."""
+        k, keep = self.chunk(kind.keep), kind.keep
+        assert keep is not None
+        m = chunks * k
+        if kind.shape == "all":
+            return StoreAll(keep), m
+        if kind.shape == "starts":
+            return Every(m, keep), 3 * m
+        # One stored state, from which steps are taken again before those of a block are: four in a row,
+        # what they hold does not grow any more then.
+        return Blockwise(Binomial(1), m, keep), m * max(3, 2 - -4 * k // m)
 
     def label_cotangent(self, keep: Keep | None) -> int:
         """What is held for the label of a step while the graphs of its stretch are pulled back."""
@@ -230,6 +243,10 @@ class Rehearsal:
         bounds = checkpoints.bounds(n, known=True)
         outputs = 2 * self._n_times(n) * self._output
         return outputs + (bounds.device + bounds.held) * self.state
+
+    def _beside(self, checkpoints: Checkpoints, n: int) -> int:
+        """What there is while steps are rehearsed besides what is looked for."""
+        return self._states(checkpoints, n)
 
     def _n_times(self, n: int) -> int:
         """How many landing times a rehearsal of n steps has."""

@@ -6,7 +6,7 @@ searched for before anything is kept. Beside the rest the solve holds the steps 
     N B (24 + 2 + 16) bytes,  and 16 more for cotangents of times and steps:
 
 the grid, which of its steps are taken and which land, and its rounds in time. While these are made and
-transposed there is as much again for a moment, when no step is at work.
+transposed there is as much again for a moment.
 
 A round that some samples sit out holds more than one that all of them take, of which there are copies
 then; and one that is evaluated on a part of the samples holds the rows of what belongs to these.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from odegrad.allocations import peak_bytes
+from odegrad.checkpoints import Checkpoints
 from odegrad.gradients.needs import Kind, Needs, state_bytes
 from odegrad.gradients.rehearsal import Rehearsal, short_steps
 from odegrad.grid import Grid, Uniform
@@ -36,8 +37,8 @@ __all__ = ["SampleRehearsal", "most_reads", "sizes_of_rounds"]
 
 _GRID_BYTES, _CLOCK_BYTES, _TIMED_BYTES = 24 + 2, 16, 16
 """For each step: in the grid, in time, and its cotangents."""
-_MOMENT_BYTES = 33
-"""More than that for a moment, while the steps are put in time, or transposed."""
+_MOMENT_BYTES = 41
+"""More than that for a moment, while the steps are put in time once more, or transposed."""
 _TIME_BYTES = 40
 """For each time of each sample, its cotangent, and while it is added up."""
 _READ_BYTES = 64
@@ -113,6 +114,10 @@ class SampleRehearsal(Rehearsal):
         """See `Rehearsal.held`."""
         return self._of_steps(self._n, _GRID_BYTES)
 
+    def peak_about(self, kind: Kind, work: int) -> int:
+        """See `Rehearsal.peak_about`: with what is beside, and copies for samples that sit out."""
+        return self.held + self._beside(*self._shortest(kind)) + 5 * work // 4
+
     def beside_steps(self, work: int, n: int) -> int:
         """The working set of a solve in n rounds, with the steps themselves.
 
@@ -120,8 +125,8 @@ class SampleRehearsal(Rehearsal):
             work: That of a round.
             n: How many there are.
         """
-        moment = self._of_steps(n, _MOMENT_BYTES)
-        return self._steps_bytes(n) + max(work, moment) + self._times_bytes
+        grid, moment = self._of_steps(n, _GRID_BYTES), self._of_steps(n, _MOMENT_BYTES)
+        return work + grid + self._clock_bytes(n) + moment + self._times_bytes
 
     def search_bytes(self, n: int) -> int:
         """The peak of a search that finds n rounds."""
@@ -173,9 +178,8 @@ class SampleRehearsal(Rehearsal):
     def _of_steps(self, n: int, each: int) -> int:
         return n * self.run.n_samples * each if self.device.type == "cpu" else 0
 
-    def _steps_bytes(self, n: int) -> int:
-        timed = _TIMED_BYTES if self.timed else 0
-        return self._of_steps(n, _GRID_BYTES + _CLOCK_BYTES + timed)
+    def _clock_bytes(self, n: int) -> int:
+        return self._of_steps(n, _CLOCK_BYTES + (_TIMED_BYTES if self.timed else 0))
 
     # What `Rehearsal` asks for.
 
@@ -192,8 +196,14 @@ class SampleRehearsal(Rehearsal):
         first = 1e-3 * (run.landings[:, -1] - start)
         return step_graph(run.field, run.persample(self.y0), start, first, self.y0, p)
 
-    def _states(self, checkpoints: object, n: int) -> int:
-        return super()._states(checkpoints, n) + self._steps_bytes(n)  # pyright: ignore
+    def _states(self, checkpoints: Checkpoints, n: int) -> int:
+        # The grid was there before.
+        return super()._states(checkpoints, n) + self._clock_bytes(n)
+
+    def _beside(self, checkpoints: Checkpoints, n: int) -> int:
+        """With the grid, and the times that are read, of the rehearsal itself."""
+        read = self._of_steps(self._n_times(n), _READ_BYTES) if self.run.stops is not None else 0
+        return self._states(checkpoints, n) + self._of_steps(n, _GRID_BYTES) + read
 
     def _measured(self, kind: Kind) -> Needs:
         found: list[Needs] = []
