@@ -49,7 +49,7 @@ from odegrad.sweeps.samples import SampleMonitor, SampleRun, SampleStats
 if TYPE_CHECKING:
     from odegrad.compiled import Prepared
 
-__all__ = ["SampleSolution", "Samples", "solve_batch"]
+__all__ = ["SampleSolution", "Samples", "assemble_batch", "solve_batch"]
 
 
 @dataclass(frozen=True)
@@ -140,18 +140,18 @@ def solve_batch(
     Raises:
         OdegradError: If something is wrong with an argument, as `odegrad.solve` says.
     """
-    given = partial(_solve_batch, f, y0, ts, args, on_failure, batch=batch, **options)
+    given = partial(assemble_batch, f, y0, ts, args, on_failure, batch=batch, **options)
     if compile:
         from odegrad.compiled import NotCompilable  # what it imports takes its time
 
         try:
-            return given(compile=True)
+            return _solved(*given(compile=True))
         except NotCompilable as reason:
             warn(f"compile=True has no effect on this solve: {reason}")
-    return given(compile=False)
+    return _solved(*given(compile=False))
 
 
-def _solve_batch(
+def assemble_batch(
     f: Callable[..., Any],
     y0: Any,
     ts: Tensor | Sequence[float] | Sequence[Sequence[float]],
@@ -171,8 +171,8 @@ def _solve_batch(
     check_finite: bool,
     progress: bool,
     callback: Callable[[StepInfo], object] | None,
-) -> SampleSolution:
-    """`solve_batch` in one of the engines.
+) -> tuple[SampleProblem, LabelLoss | None]:
+    """`solve_batch` in one of the engines, ready to run, and the loss at each time, if there is one.
 
     Raises:
         NotCompilable: If `compile` is set and the solve cannot be compiled.
@@ -225,7 +225,7 @@ def _solve_batch(
         stops=placed.stops, cut=cut, check_finite=check_finite, salvage=on_failure != "raise",
         programs=programs,
     )  # fmt: skip
-    return _solved(SampleProblem(run, y, p, times, structure, gradient, on_failure == "nan"), loss)
+    return SampleProblem(run, y, p, times, structure, gradient, on_failure == "nan"), loss
 
 
 def _prepared(

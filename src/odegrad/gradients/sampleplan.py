@@ -121,11 +121,10 @@ class _Planner:
 
     def _rehearsal(self, n: int, grid: SampleGrid | None) -> SampleRehearsal:
         run, n_y, wanted, retained = self._run, len(self._y0), self._wanted, self._retained
-        parts, reads = sizes_of_rounds(run, grid), 0
-        if grid is not None:
-            reads = most_reads(run, grid)
-        elif run.stops is not None and run.stops.reads:
+        parts, reads, more = sizes_of_rounds(run, grid), 0, 0
+        if run.stops is not None and run.stops.reads:
             reads = -(-run.outputs_at.shape[1] // n) if n > _FEW else 1
+            more = 0 if grid is None else max(0, most_reads(run, grid) - reads)
 
         def sweeps(
             run: Run,
@@ -157,8 +156,8 @@ class _Planner:
         )
         key = (*key, len(run.failures), run.replay_check)
         return SampleRehearsal(
-            run, n, parts, reads, y0=self._y0, p=self._p, ts=self._ts, wanted=wanted, sweeps=sweeps,
-            chunk=_one, known=results_of(owner(run.field.function)), key=key,
+            run, n, parts, (reads, more), y0=self._y0, p=self._p, ts=self._ts, wanted=wanted,
+            sweeps=sweeps, chunk=_one, known=results_of(owner(run.field.function)), key=key,
             retained=retained, budget=self._budget,
         )  # fmt: skip
 

@@ -28,6 +28,7 @@ from odegrad.gradients.rehearsal import Rehearsal, short_steps
 from odegrad.grid import Grid, Uniform
 from odegrad.samplegrid import SampleGrid
 from odegrad.samplestops import SampleStops
+from odegrad.state import nbytes
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, SampleStats, record_bytes, trial
@@ -39,11 +40,15 @@ _GRID_BYTES, _CLOCK_BYTES, _TIMED_BYTES = 24 + 2, 16, 16
 """For each step: in the grid, in time, and its cotangents."""
 _MOMENT_BYTES = 41
 """More than that for a moment, while the steps are put in time once more, or transposed."""
+_GENERATORS = 3 * 5056
+"""The states of torch's random number generator on the CPU."""
 _TIME_BYTES = 40
 """For each time of each sample, its cotangent, and while it is added up."""
 _READ_BYTES = 64
 """For each time of each sample, where it is read, or that it is landed on."""
-_FAILED = 6
+_READ_STATES = 3
+"""For each time that is read in a round: the states there, their cotangents, what becomes of these."""
+_FAILED = 10
 """How often the states that are put out are held if samples may have failed: else twice."""
 
 
@@ -90,16 +95,22 @@ class SampleRehearsal(Rehearsal):
         run: The solve.
         n_steps: The number of rounds.
         parts: What `sizes_of_rounds` says.
-        reads: How often samples are read in a round.
+        reads: How often samples are read in a round, about, and how often more at most.
         rest: As for `Rehearsal`, which see.
     """
 
     run: SampleRun
 
     def __init__(
-        self, run: SampleRun, n_steps: int, parts: tuple[int, ...], reads: int, **rest: object
+        self,
+        run: SampleRun,
+        n_steps: int,
+        parts: tuple[int, ...],
+        reads: tuple[int, int],
+        **rest: object,
     ) -> None:
-        self._n, self._parts, self._part, self._reads = n_steps, parts, parts[0], reads
+        self._n, self._parts, self._part = n_steps, parts, parts[0]
+        self._reads, self._more_reads = reads
         super().__init__(run, **rest)  # pyright: ignore[reportArgumentType]
         if run.salvage and (run.failures or isinstance(run.stepsize, FixedStepSize)):
             self.outputs = _FAILED * self.outputs // 2
@@ -116,7 +127,8 @@ class SampleRehearsal(Rehearsal):
 
     def peak_about(self, kind: Kind, work: int) -> int:
         """See `Rehearsal.peak_about`: with what is beside, and copies for samples that sit out."""
-        return self.held + self._beside(*self._shortest(kind)) + 5 * work // 4
+        copied = 3 * work // 2 if self.run.cut is None else 2 * work
+        return self.held + self._beside(*self._shortest(kind)) + copied + _GENERATORS
 
     def beside_steps(self, work: int, n: int) -> int:
         """The working set of a solve in n rounds, with the steps themselves.
@@ -126,7 +138,8 @@ class SampleRehearsal(Rehearsal):
             n: How many there are.
         """
         grid, moment = self._of_steps(n, _GRID_BYTES), self._of_steps(n, _MOMENT_BYTES)
-        return work + grid + self._clock_bytes(n) + moment + self._times_bytes
+        reads = _READ_STATES * self._more_reads * nbytes(self.y0)
+        return work + reads + grid + self._clock_bytes(n) + moment + self._times_bytes
 
     def search_bytes(self, n: int) -> int:
         """The peak of a search that finds n rounds."""
@@ -194,7 +207,12 @@ class SampleRehearsal(Rehearsal):
         run = self.run
         p, start = run.field.own(self._p, self._wanted), run.landings[:, 0].contiguous()
         first = 1e-3 * (run.landings[:, -1] - start)
-        return step_graph(run.field, run.persample(self.y0), start, first, self.y0, p)
+        graph, nodes, count = step_graph(
+            run.field, run.persample(self.y0), start, first, self.y0, p
+        )
+        # Besides those of f: the state and the slopes with samples that sit out, and what is read.
+        more = (count + 4 + 4 * self._reads) * nbytes(self.y0)
+        return graph + more, nodes, count
 
     def _states(self, checkpoints: Checkpoints, n: int) -> int:
         # The grid was there before.

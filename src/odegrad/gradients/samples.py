@@ -18,13 +18,14 @@ from odegrad.gradients.base import may_need_gradient
 from odegrad.gradients.discrete import Discrete, check_rewinding
 from odegrad.gradients.node import Rule, apply
 from odegrad.gradients.rules import Backward, sweeping_rule
+from odegrad.gradients.planning import Plan
 from odegrad.gradients.sampleplan import plan_samples
 from odegrad.gradients.tape import Tape
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.sweeps import Cotangents, Kept
 from odegrad.sweeps.samples import SampleRun, ahead, pull, replayed, taped
 
-__all__ = ["sample_times", "solve_samples", "with_failed"]
+__all__ = ["sample_plan", "sample_times", "solve_samples", "with_failed"]
 
 
 def solve_samples(
@@ -51,6 +52,18 @@ def solve_samples(
         rule = _chunked if run.programs is not None else _rule
         outputs = apply(rule(run, checkpoints, len(y0), wanted), (*y0, *p, ts))
     return outputs
+
+
+def sample_plan(
+    gradient: Discrete, run: SampleRun, y0: Leaves, p: Leaves, ts: Tensor, n_steps: int | None
+) -> Plan:
+    """The schedule that `solve_samples` would run, and what it would need, in so many rounds.
+
+    Raises:
+        MemoryBudgetError: If the memory is too little.
+        SolveError: If `n_steps` is None and the search for the steps fails.
+    """
+    return plan_samples(gradient, run, y0, p, ts, _rule, n_steps)
 
 
 def sample_times(ts: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ def trial(run: SampleRun, y: Leaves, p: Leaves) -> None:
     """
     with torch.no_grad():
         y = tuple(x.clone() for x in y)
-        outputs, march = Buffers(y, run.landings.shape[1]), March(run, y, p)
+        outputs, march = Buffers(y, run.outputs_at.shape[1]), March(run, y, p)
         march.sit_out(run.n_samples - 1)
         for _ in range(2):
             if march.goes_on:

@@ -1,0 +1,134 @@
+"""Memory budgets with steps for each sample: peaks, gradients, refusals."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import odegrad
+from cases import relative
+from odegrad import PID, Discrete, Dopri5, Fixed, Heun, Samples, Steps, Tape, Tsit5
+from odegrad.allocations import peak_bytes
+from odegrad.errors import MemoryBudgetError
+from odegrad.gradients import rehearsal
+
+CPU = torch.device("cpu")
+TIMES = torch.linspace(0.0, 2.0, 4, dtype=torch.float64)
+ROWS = TIMES * torch.linspace(0.5, 1.0, 16, dtype=torch.float64)[:, None]
+
+
+class Problem:
+    """A network whose samples go at different speeds."""
+
+    def __init__(self, size: int = 16, width: int = 96) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(32, width), nn.Tanh(), nn.Linear(width, 32)).double()
+        self.rate = torch.linspace(0.2, 3.0, size, dtype=torch.float64)[:, None].requires_grad_()
+        self.y0 = torch.randn(size, 32, dtype=torch.float64).requires_grad_()
+
+    def f(self, t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return rate * self.net(y)
+
+    def gradient(
+        self, gradient: Any, ts: Tensor = TIMES, **options: Any
+    ) -> tuple[list[Tensor], Any]:
+        """The gradient, and the solution."""
+        options = {"batch": 0} | options
+        sol = odegrad.solve(self.f, self.y0, ts, (self.rate,), gradient=gradient, **options)
+        value = sol.loss if sol.ys is None else sol.ys[:, sol.succeeded].square().sum()
+        if sol.running is not None:
+            value = value + sol.running.sum()
+        inputs = [self.y0, self.rate, *self.net.parameters()] + [ts] * ts.requires_grad
+        return list(torch.autograd.grad(value, inputs)), sol
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "read": {"scheme": Tsit5(), "stepsize": PID(1e-5, 1e-6)},
+    "samples": {"scheme": Dopri5(), "stepsize": PID(1e-4, 1e-5), "batch": Samples((0,))},
+    "landing": {"scheme": Tsit5(), "stepsize": PID(1e-4, 1e-5), "land": True},
+    "rows": {"ts": ROWS.clone().requires_grad_(), "stepsize": PID(1e-4, 1e-5)},
+    "fixed": {"scheme": odegrad.RK4(), "stepsize": Steps(30)},
+    "fixed samples": {"scheme": Heun(), "stepsize": Fixed(0.05), "batch": Samples((0,))},
+    "losses": {"stepsize": PID(1e-4, 1e-5), "loss_at": lambda j, y, *a: y.square().sum() * (j + 1)},
+    "cost": {"stepsize": PID(1e-4, 1e-5), "running": lambda t, y, *a: y.square().sum(1)},
+    "breakpoints": {"stepsize": PID(1e-4, 1e-5), "breakpoints": (0.3, 1.1)},
+    "reversible": {"scheme": odegrad.ReversibleHeun(), "stepsize": PID(1e-3, 1e-4)},
+    "many reads": {"ts": torch.linspace(0, 2, 60).double(), "stepsize": PID(1e-3, 1e-4)},
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> None:
+    rehearsal._KNOWN.clear()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("share", [0.8, 1.3, 3.0])
+def test_a_budget_is_kept_to_or_refused(case: str, share: float) -> None:
+    problem, options = Problem(), CASES[case]
+    budget = int(share * peak_bytes(lambda: problem.gradient(Discrete(), **options), CPU))
+    gradient = Discrete(memory=budget)
+    try:
+        cold = peak_bytes(lambda: problem.gradient(gradient, **options), CPU)
+    except MemoryBudgetError:
+        assert share < 1.3
+        return
+    found, sol = problem.gradient(gradient, **options)
+    warm = peak_bytes(lambda: problem.gradient(gradient, **options), CPU)
+    assert warm <= budget
+    assert cold <= budget
+    expected, _ = problem.gradient(Tape(), **(options | {"stepsize": sol.grid}))
+    assert relative(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("case", ["read", "fixed"])
+def test_too_little_is_refused_and_what_is_asked_for_suffices(case: str) -> None:
+    problem, options = Problem(), CASES[case]
+    memory: Any = 20_000
+    for _ in range(4):  # the search and the gradient may each ask for some
+        with pytest.raises(MemoryBudgetError) as caught:
+            problem.gradient(Discrete(memory=memory), **options)
+            break
+        found = re.search(r"needs (?:at least )?([\d.]+) (KiB|MiB)", str(caught.value))
+        assert found is not None, caught.value
+        memory = f"{found[1]}{found[2]}"
+
+
+@pytest.mark.parametrize("case", ["read", "fixed samples"])
+def test_the_plan_is_what_is_done(case: str) -> None:
+    problem, options = Problem(), {"batch": 0} | CASES[case]
+    gradient = Discrete(memory="1MiB")
+    args = (problem.f, problem.y0, TIMES, (problem.rate,))
+    plan = odegrad.plan(*args, gradient=gradient, show=False, **options)
+    _, sol = problem.gradient(gradient, **options)
+    assert plan.n_steps == sol.grid.n_steps
+    assert plan.peak_bytes is not None
+    assert sol.stats.peak_bytes <= plan.peak_bytes <= 2**20
+    peak = peak_bytes(lambda: problem.gradient(Discrete(plan.checkpoints), **options), CPU)
+    assert peak <= plan.peak_bytes
+    many = odegrad.plan(*args, gradient=gradient, show=False, n_steps=500, **options)
+    assert many.n_steps == (500 if case == "read" else plan.n_steps)
+
+
+def test_samples_that_fail() -> None:
+    problem = Problem()
+    net = problem.net
+
+    def f(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return torch.where(rate > 2.9, 40.0 * y * y, rate * net(y))
+
+    problem.f = f  # pyright: ignore[reportAttributeAccessIssue]
+    for stepsize in (PID(1e-4, 1e-5), Steps(20)):
+        options: dict[str, Any] = {"stepsize": stepsize, "on_failure": "nan"}
+        expected, sol = problem.gradient(Discrete(), **options)
+        assert sol.succeeded.tolist() == [True] * 15 + [False]
+        budget = 2 * peak_bytes(lambda: problem.gradient(Discrete(), **options), CPU)
+        found, sol = problem.gradient(Discrete(memory=budget), **options)
+        assert sol.succeeded.tolist() == [True] * 15 + [False]
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        peak = peak_bytes(lambda: problem.gradient(Discrete(memory=budget), **options), CPU)
+        assert peak <= budget
