@@ -88,33 +88,41 @@ def test_a_budget_is_kept_to_or_refused(case: str, share: float) -> None:
 @pytest.mark.parametrize("case", ["read", "fixed"])
 def test_too_little_is_refused_and_what_is_asked_for_suffices(case: str) -> None:
     problem, options = Problem(), CASES[case]
-    memory: Any = 20_000
-    for _ in range(4):  # the search and the gradient may each ask for some
-        with pytest.raises(MemoryBudgetError) as caught:
+
+    def refusal(memory: str) -> str:
+        try:
             problem.gradient(Discrete(memory=memory), **options)
-            break
-        found = re.search(r"needs (?:at least )?([\d.]+) (KiB|MiB)", str(caught.value))
-        assert found is not None, caught.value
-        memory = f"{found[1]}{found[2]}"
+        except MemoryBudgetError as error:
+            return str(error)
+        return ""
+
+    memory, refusals = "20KB", 0
+    while message := refusal(memory):  # for the search, and for the gradient
+        found = re.search(r"needs (?:at least )?([\d.]+) (KiB|MiB)", message)
+        assert found is not None, message
+        memory, refusals = f"{found[1]}{found[2]}", refusals + 1
+        assert refusals <= 3
+    assert refusals
 
 
 @pytest.mark.parametrize("case", ["read", "fixed samples"])
 def test_the_plan_is_what_is_done(case: str) -> None:
     problem, options = Problem(), {"batch": 0} | CASES[case]
-    gradient = Discrete(memory="1MiB")
+    gradient = Discrete(memory="2MiB")
     args = (problem.f, problem.y0, TIMES, (problem.rate,))
     plan = odegrad.plan(*args, gradient=gradient, show=False, **options)
     _, sol = problem.gradient(gradient, **options)
     assert plan.n_steps == sol.grid.n_steps
     assert plan.peak_bytes is not None
-    assert sol.stats.peak_bytes <= plan.peak_bytes <= 2**20
+    assert sol.stats.peak_bytes <= plan.peak_bytes <= 2**21
     peak = peak_bytes(lambda: problem.gradient(Discrete(plan.checkpoints), **options), CPU)
     assert peak <= plan.peak_bytes
-    many = odegrad.plan(*args, gradient=gradient, show=False, n_steps=500, **options)
-    assert many.n_steps == (500 if case == "read" else plan.n_steps)
+    many = odegrad.plan(*args, gradient=gradient, show=False, n_steps=40, **options)
+    assert many.n_steps == (40 if case == "read" else plan.n_steps)
 
 
-def test_samples_that_fail() -> None:
+@pytest.mark.parametrize("stepsize", [PID(1e-4, 1e-5), Steps(20)])
+def test_samples_that_fail(stepsize: Any) -> None:
     problem = Problem()
     net = problem.net
 
@@ -122,13 +130,11 @@ def test_samples_that_fail() -> None:
         return torch.where(rate > 2.9, 40.0 * y * y, rate * net(y))
 
     problem.f = f  # pyright: ignore[reportAttributeAccessIssue]
-    for stepsize in (PID(1e-4, 1e-5), Steps(20)):
-        options: dict[str, Any] = {"stepsize": stepsize, "on_failure": "nan"}
-        expected, sol = problem.gradient(Discrete(), **options)
-        assert sol.succeeded.tolist() == [True] * 15 + [False]
-        budget = 2 * peak_bytes(lambda: problem.gradient(Discrete(), **options), CPU)
-        found, sol = problem.gradient(Discrete(memory=budget), **options)
-        assert sol.succeeded.tolist() == [True] * 15 + [False]
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        peak = peak_bytes(lambda: problem.gradient(Discrete(memory=budget), **options), CPU)
-        assert peak <= budget
+    options: dict[str, Any] = {"stepsize": stepsize, "on_failure": "nan"}
+    expected, sol = problem.gradient(Discrete(), **options)
+    assert sol.succeeded.tolist() == [True] * 15 + [False]
+    budget = 2 * peak_bytes(lambda: problem.gradient(Discrete(), **options), CPU)
+    found, sol = problem.gradient(Discrete(memory=budget), **options)
+    assert sol.succeeded.tolist() == [True] * 15 + [False]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert peak_bytes(lambda: problem.gradient(Discrete(memory=budget), **options), CPU) <= budget

@@ -101,7 +101,8 @@ def plan(
         "land": land,
     }
     if batch is None:
-        problem = assemble(f, y0, ts, args, compile=compile, **given)
+        times: Any = ts
+        problem = assemble(f, y0, times, args, compile=compile, **given)
         _check_steps(problem.run)
         found = gradient.plan(problem.run, problem.y, problem.p, problem.ts, n_steps)
     else:
@@ -127,10 +128,8 @@ def _of_samples(
         from odegrad.compiled import NotCompilable  # what it imports takes its time
 
         raise NotCompilable("with batch, plan is about steps that are taken in Python")
-    unlimited = {"max_steps": None, "check_finite": True, "progress": False, "callback": None}
-    problem, _ = assemble_batch(
-        f, y0, ts, args, "raise", compile=False, batch=batch, **given, **unlimited
-    )
+    given = given | {"max_steps": None, "check_finite": True, "progress": False, "callback": None}
+    problem, _ = assemble_batch(f, y0, ts, args, "raise", compile=False, batch=batch, **given)
     _check_steps(problem.run)
     run = problem.run
     return sample_plan(gradient, run, problem.y, problem.p, problem.ts, n_steps)

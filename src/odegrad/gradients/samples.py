@@ -17,8 +17,8 @@ from odegrad.checkpoints import Checkpoints, Keep, StoreAll
 from odegrad.gradients.base import may_need_gradient
 from odegrad.gradients.discrete import Discrete, check_rewinding
 from odegrad.gradients.node import Rule, apply
-from odegrad.gradients.rules import Backward, sweeping_rule
 from odegrad.gradients.planning import Plan
+from odegrad.gradients.rules import Backward, sweeping_rule
 from odegrad.gradients.sampleplan import plan_samples
 from odegrad.gradients.tape import Tape
 from odegrad.state import Leaves, OptionalLeaves
