@@ -648,6 +648,21 @@ MUTANTS = [
         "func, landing)",
         "tests/compat/test_gradients.py",
     ),
+    # Budgets of samples.
+    Mutant(
+        "the steps of samples take no memory",
+        "gradients/samplerehearsal.py",
+        "return work + reads + grid + self._clock_bytes(n) + moment + self._times_bytes",
+        "return work + reads + self._times_bytes",
+        "tests/test_samples_budget.py",
+    ),
+    Mutant(
+        "rounds that are rehearsed a second time search for their steps",
+        "gradients/sampleplan.py",
+        "run.prepared = Prepared(run.steps, None)",
+        "run.prepared = None",
+        "tests/test_samples_budget.py",
+    ),
     # Events.
     Mutant(
         "an event's time has the slope of something else",

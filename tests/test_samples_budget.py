@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -66,8 +67,17 @@ def nothing_known() -> None:
     rehearsal._KNOWN.clear()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("share", [0.8, 1.3, 3.0])
+FEW = [("read", 1.3), ("fixed samples", 0.8), ("fixed samples", 3.0), ("breakpoints", 1.3)]
+"""The others take long."""
+
+
+@pytest.mark.parametrize(
+    ("case", "share"),
+    [
+        pytest.param(*x, marks=() if x in FEW else pytest.mark.exhaustive)
+        for x in itertools.product(CASES, [0.8, 1.3, 3.0])
+    ],
+)
 def test_a_budget_is_kept_to_or_refused(case: str, share: float) -> None:
     problem, options = Problem(), CASES[case]
     budget = int(share * peak_bytes(lambda: problem.gradient(Discrete(), **options), CPU))
