@@ -127,8 +127,8 @@ def solve(
             tried, to find those that are meant (on a fixed grid all fail). `loss_at` gets the states
             of all samples, each at its own time j; for it the states at all times are held. If f jumps
             at a breakpoint within the times of one sample, all begin anew at every step. Goes with
-            `Discrete` and `Tape`; not with multistep schemes or a memory budget; `compile` has no
-            effect. A `running` cost returns shape [B].
+            `Discrete` and `Tape`; not with multistep schemes. `compile` has no effect with a memory
+            budget. A `running` cost returns shape [B].
         max_steps: The most attempted steps; None is 100 000 with adaptive steps, no limit otherwise.
         on_failure: What to do if the solve fails (`SolveError`): "raise", or return with a `status` and a
             `reason`, ys being NaN throughout ("nan") or from where it failed ("return"). The gradient of
