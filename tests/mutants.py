@@ -602,7 +602,7 @@ MUTANTS = [
     Mutant(
         "the second derivative of an event is that of one chord step",
         "compat/torchdiffeq/events.py",
-        "for _ in range(2):",
+        "for _ in range(_ORDERS):",
         "for _ in range(1):",
         "tests/compat/test_events.py",
     ),
