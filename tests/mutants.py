@@ -652,15 +652,22 @@ MUTANTS = [
     Mutant(
         "the steps of samples take no memory",
         "gradients/samplerehearsal.py",
-        "return work + reads + grid + self._clock_bytes(n) + moment + self._times_bytes",
+        "return work + reads + self._steps_bytes(n) + self._times_bytes",
         "return work + reads + self._times_bytes",
         "tests/test_samples_budget.py",
     ),
     Mutant(
         "rounds that are rehearsed a second time search for their steps",
         "gradients/sampleplan.py",
-        "run.prepared = Prepared(run.steps, None)",
+        "run.prepared = run.steps",
         "run.prepared = None",
+        "tests/test_samples_budget.py",
+    ),
+    Mutant(
+        "a search goes on when there is no memory for more steps",
+        "sweeps/samples/record.py",
+        "if most is not None and n > most:",
+        "if False:",
         "tests/test_samples_budget.py",
     ),
     # Events.

@@ -21,8 +21,21 @@ from odegrad import errors
 from odegrad.compiled import SamplePrograms, using_backend
 from odegrad.samplestops import Reading, SampleStops
 from odegrad.sweeps.samples.compiled.places import Reader
-from test_compiled_samples import same_grid
-from test_samples_dense import F64, JUMPS, PID, POLICIES, Case, Decoded, field, jumping, loss, sick
+from test_compiled_samples import same_gradients, same_grid
+from test_samples_dense import (
+    F64,
+    JUMPS,
+    ONTO_JUMPS,
+    PID,
+    POLICIES,
+    Case,
+    Decoded,
+    across_jumps,
+    field,
+    jumping,
+    loss,
+    sick,
+)
 
 # Dynamo looks at `.grad` of a captured tensor with a history; see the test of such tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -328,29 +341,13 @@ def test_losses_at_labels_and_breakpoints(per_sample: bool) -> None:
 @pytest.mark.parametrize("per_sample", some([False, True], 1))
 @pytest.mark.parametrize(
     ("scheme", "stepsize", "land"),
-    some(
-        [
-            (odegrad.Bosh3(), ROUGH, None),
-            (odegrad.Tsit5(), PID, None),
-            (odegrad.Tsit5(), PID, True),
-            (odegrad.CashKarp(), PID, None),
-            (odegrad.RK4(), odegrad.Steps(3), None),
-            (odegrad.Dopri5(), odegrad.Fixed(0.2), False),
-            (odegrad.ALF(), odegrad.Steps(4), None),
-        ],
-        0,
-        4,
-    ),
+    some([(odegrad.Bosh3(), ROUGH, None), *ONTO_JUMPS], 0, 4),
     ids=str,
 )
 def test_every_sample_steps_onto_breakpoints(
     scheme: Any, stepsize: Any, land: bool | None, per_sample: bool
 ) -> None:
-    case = Case(per_sample, jumping, most=1.0)
-    if per_sample:  # two, one, none, and one at a time of its own
-        with torch.no_grad():
-            case.ts[2] = torch.linspace(1.0, 2.0, 9, dtype=F64)
-            case.ts[3, 4] = 0.9
+    case = across_jumps(per_sample)
     options = {"scheme": scheme, "stepsize": stepsize, "land": land, "breakpoints": JUMPS}
     sol = compare(case, evaluations=scheme.reads_slopes or stepsize is not PID, **options)
     assert all((0.3 in x) == (min(x) < 0.3 < max(x)) for x in sol.landings)
@@ -421,15 +418,7 @@ def test_a_sample_that_fails_harms_no_other(
     same_grid(sol.grid, eager.grid)
     assert torch.equal(sol.ys.isnan(), eager.ys.isnan())
     close(sol.ys.nan_to_num(), eager.ys.nan_to_num(), 1e-12)
-    for sees in (sol.succeeded, torch.ones_like(sol.succeeded)):
-        found, expected = (
-            torch.autograd.grad(x.ys[:2, sees].sum(), at, retain_graph=True)
-            for x, at in ((sol, inputs), (eager, others))
-        )
-        for a, b in zip(found, expected, strict=True):
-            assert torch.equal(a.isnan(), b.isnan())
-        finite = [[x.nan_to_num() for x in grads] for grads in (found, expected)]
-        assert relative(*finite) <= 1e-12
+    same_gradients((sol, inputs), (eager, others), 1e-12)
     with pytest.raises(errors.SolveError, match="sample 1 of the batch"):
         sick(compile=True, **(options | {"on_failure": "raise"}))
 

@@ -322,6 +322,20 @@ def test_on_buffers_that_stay_in_place() -> None:
 # Samples that fail.
 
 
+def same_gradients(one: Any, two: Any, bound: float) -> None:
+    """Whether two solutions, each with its inputs, agree: of the samples that succeeded, and of all."""
+    succeeded = one[0].succeeded
+    for sees in (succeeded, torch.ones_like(succeeded)):
+        found, expected = (
+            torch.autograd.grad(sol.ys[:2, sees].sum(), inputs, retain_graph=True)
+            for sol, inputs in (one, two)
+        )
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a.isnan(), b.isnan())
+        finite = [[x.nan_to_num() for x in grads] for grads in (found, expected)]
+        assert relative(*finite) <= bound
+
+
 @pytest.mark.parametrize("on_failure", ["return", "nan"])
 @pytest.mark.parametrize("checkpoints", [POLICIES[i] for i in (0, 2, 3, 7)], ids=str)
 def test_a_sample_that_fails_harms_no_other(
@@ -337,15 +351,7 @@ def test_a_sample_that_fails_harms_no_other(
     same_grid(sol.grid, eager.grid)
     assert torch.equal(sol.ys.isnan(), eager.ys.isnan())
     close(sol.ys.nan_to_num(), eager.ys.nan_to_num(), 1e-10)
-    for sees in (sol.succeeded, torch.ones_like(sol.succeeded)):
-        found, expected = (
-            torch.autograd.grad(x.ys[:2, sees].sum(), at, retain_graph=True)
-            for x, at in ((sol, inputs), (eager, others))
-        )
-        for a, b in zip(found, expected, strict=True):
-            assert torch.equal(a.isnan(), b.isnan())
-        finite = [[x.nan_to_num() for x in grads] for grads in (found, expected)]
-        assert relative(*finite) <= 1e-11
+    same_gradients((sol, inputs), (eager, others), 1e-11)
 
 
 @pytest.mark.parametrize("checkpoints", [POLICIES[i] for i in (0, 2, 7)], ids=str)

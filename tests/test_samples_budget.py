@@ -115,6 +115,46 @@ def test_too_little_is_refused_and_what_is_asked_for_suffices(case: str) -> None
     assert refusals
 
 
+def test_a_search_that_finds_too_many_steps_is_ended() -> None:
+    speed = torch.linspace(1.0, 9.0, 16, dtype=torch.float64, requires_grad=True)
+    calls = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(t)
+        return speed[:, None] * torch.stack([y[:, 1], -y[:, 0]], 1)
+
+    y0, control = torch.ones(16, 2, dtype=torch.float64), PID(1e-9, 1e-9)
+    options: dict[str, Any] = {"stepsize": control, "batch": 0}
+    n = odegrad.solve(f, y0, [0.0, 40.0], **options).grid.n_steps
+    calls.clear()
+    with pytest.raises(MemoryBudgetError, match=r"after (\d+) rounds .* and \d+ are") as caught:
+        odegrad.solve(f, y0, [0.0, 40.0], gradient=Discrete(memory="200KiB"), **options)
+    rounds = re.search(r"after (\d+) rounds", str(caught.value))
+    assert rounds is not None
+    assert int(rounds[1]) < n
+    assert len(calls) < 7 * n
+    with pytest.raises(MemoryBudgetError, match=r"the steps of the samples .* MiB; the rest"):
+        odegrad.plan(f, y0, [0.0, 40.0], gradient=Discrete(memory="4MiB"), **options)
+    plan = odegrad.plan(
+        f, y0, [0.0, 40.0], gradient=Discrete(memory="16MiB"), show=False, **options
+    )
+    assert plan.n_steps == n
+
+
+@pytest.mark.parametrize("memory", ["60KiB", "1MiB"])
+def test_random_fields_draw_the_same_again(memory: str) -> None:
+    net, drop = nn.Linear(2, 2).double(), nn.Dropout(0.3)
+    found = []
+    for gradient in (Discrete(memory=memory), Tape()):
+        torch.manual_seed(3)
+        y0 = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
+        options: dict[str, Any] = {"stepsize": Steps(20), "batch": 0, "gradient": gradient}
+        sol = odegrad.solve(lambda t, y: drop(net(y)), y0, [0.0, 0.5, 1.0], **options)
+        found.append([sol.ys.detach(), *torch.autograd.grad(sol.ys.sum(), [y0, *net.parameters()])])
+        found[-1].append(torch.rand(1))  # what comes next
+    assert relative(*found) <= 1e-12
+
+
 @pytest.mark.parametrize("case", ["read", "fixed samples"])
 def test_the_plan_is_what_is_done(case: str) -> None:
     problem, options = Problem(), {"batch": 0} | CASES[case]

@@ -501,27 +501,32 @@ def jumping(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
     return -u * y * mu + 1 / (1 + t * t)[:, None]
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize(
-    ("scheme", "stepsize", "land"),
-    [
-        (odegrad.Tsit5(), PID, None),
-        (odegrad.Tsit5(), PID, True),
-        (odegrad.CashKarp(), PID, None),
-        (odegrad.RK4(), odegrad.Steps(3), None),
-        (odegrad.Dopri5(), odegrad.Fixed(0.2), False),
-        (odegrad.ALF(), odegrad.Steps(4), None),
-    ],
-    ids=str,
-)
-def test_every_sample_steps_onto_breakpoints(
-    scheme: Any, stepsize: Any, land: bool | None, per_sample: bool
-) -> None:
+ONTO_JUMPS = [
+    (odegrad.Tsit5(), PID, None),
+    (odegrad.Tsit5(), PID, True),
+    (odegrad.CashKarp(), PID, None),
+    (odegrad.RK4(), odegrad.Steps(3), None),
+    (odegrad.Dopri5(), odegrad.Fixed(0.2), False),
+    (odegrad.ALF(), odegrad.Steps(4), None),
+]
+
+
+def across_jumps(per_sample: bool) -> Case:
+    """A case that jumps; with times for each sample at two, one, none, and one at a time of its own."""
     case = Case(per_sample, jumping, most=1.0)
-    if per_sample:  # two, one, none, and one at a time of its own
+    if per_sample:
         with torch.no_grad():
             case.ts[2] = torch.linspace(1.0, 2.0, 9, dtype=F64)
             case.ts[3, 4] = 0.9
+    return case
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("scheme", "stepsize", "land"), ONTO_JUMPS, ids=str)
+def test_every_sample_steps_onto_breakpoints(
+    scheme: Any, stepsize: Any, land: bool | None, per_sample: bool
+) -> None:
+    case = across_jumps(per_sample)
     options = {"scheme": scheme, "stepsize": stepsize, "land": land, "breakpoints": JUMPS}
     sol, expected = case.solve(**options), []
     for b in range(4):

@@ -137,4 +137,6 @@ def _of_samples(
 
 def _check_steps(run: Run) -> None:
     if len(run.times) < 2:
-        raise InvalidValueError("plan needs a solve with steps: ts has a single time")
+        raise InvalidValueError(
+            "plan needs a solve with steps: ts has a single time, or y0 has no samples"
+        )

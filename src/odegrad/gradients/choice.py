@@ -65,10 +65,11 @@ def chosen(rehearsal: Rehearsal, budget: int) -> Checkpoints:
 def _too_little(rehearsal: Rehearsal, budget: int, least: int | None) -> str:
     needed = "more" if least is None else f"at least {size(1.02 * least)}"
     out = rehearsal.outputs
+    steps = f", the steps of the samples {size(rehearsal.steps)}" if rehearsal.steps else ""
     message = (
         f"memory={size(budget)} is too little: the gradient of this solve needs {needed}. "
         f"The {len(rehearsal.run.times)} outputs with their cotangents take {size(out)} of it, a state "
-        f"{size(rehearsal.state)}; the rest is the working set of one step. "
+        f"{size(rehearsal.state)}{steps}; the rest is the working set of one step. "
     )
     if 2 * out > budget:
         return message + "Use loss_at, which puts out no states, or raise memory"

@@ -30,7 +30,6 @@ from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps import Run
 from odegrad.sweeps.samples import SampleRun, prepare
-from odegrad.sweeps.samples.batch import Prepared
 
 __all__ = ["plan_samples"]
 
@@ -135,8 +134,7 @@ class _Planner:
             grads: OptionalLeaves | None,
         ) -> None:
             assert isinstance(run, SampleRun)
-            assert run.steps is not None
-            run.prepared = Prepared(run.steps, None)  # for each sweep anew
+            run.prepared = run.steps  # for each sweep anew
             rule = self._make(run, checkpoints, n_y, wanted)
             rehearsed(rule, (*y0, *p, ts), grads, n_y, wanted, retained)
 

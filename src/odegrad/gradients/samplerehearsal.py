@@ -125,6 +125,11 @@ class SampleRehearsal(Rehearsal):
         """See `Rehearsal.held`."""
         return self._of_steps(self._n, _GRID_BYTES)
 
+    @property
+    def steps(self) -> int:
+        """See `Rehearsal.steps`."""
+        return self._steps_bytes(self._n)
+
     def peak_about(self, kind: Kind, work: int) -> int:
         """See `Rehearsal.peak_about`: with what is beside, and copies for samples that sit out."""
         copied = 3 * work // 2 if self.run.cut is None else 2 * work
@@ -137,9 +142,8 @@ class SampleRehearsal(Rehearsal):
             work: That of a round.
             n: How many there are.
         """
-        grid, moment = self._of_steps(n, _GRID_BYTES), self._of_steps(n, _MOMENT_BYTES)
         reads = _READ_STATES * self._more_reads * nbytes(self.y0)
-        return work + reads + grid + self._clock_bytes(n) + moment + self._times_bytes
+        return work + reads + self._steps_bytes(n) + self._times_bytes
 
     def search_bytes(self, n: int) -> int:
         """The peak of a search that finds n rounds."""
@@ -190,6 +194,9 @@ class SampleRehearsal(Rehearsal):
 
     def _of_steps(self, n: int, each: int) -> int:
         return n * self.run.n_samples * each if self.device.type == "cpu" else 0
+
+    def _steps_bytes(self, n: int) -> int:
+        return self._of_steps(n, _GRID_BYTES + _MOMENT_BYTES) + self._clock_bytes(n)
 
     def _clock_bytes(self, n: int) -> int:
         return self._of_steps(n, _CLOCK_BYTES + (_TIMED_BYTES if self.timed else 0))

@@ -12,7 +12,7 @@ from odegrad.sweeps.cotangents import Cotangents
 from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.run import Run
 
-__all__ = ["Engine", "transposed"]
+__all__ = ["Engine", "execute", "transposed"]
 
 
 class Engine(Protocol):
@@ -43,10 +43,36 @@ class Engine(Protocol):
         ...
 
 
+def execute(actions: Iterable[Action], kept: Kept, engine: Engine) -> None:
+    """Executes the actions, in order.
+
+    Arguments:
+        actions: Of the backward sweep.
+        kept: What the forward sweep kept.
+        engine: Executes single ones.
+    """
+    for action in kept.store.ahead(actions):
+        match action:
+            case Advance(start, stop, None, keep) if stop is not None:
+                engine.advance(start, stop, keep)
+            case Store(i, tier):
+                engine.store(i, tier)
+            case Restore(i):
+                engine.restore(i)
+            case Drop(i):
+                kept.store.drop(i)
+            case Unstep(start, stop):
+                engine.unstep(start, stop)
+            case Transpose(start, stop):
+                engine.transpose(start, stop)
+            case _:
+                raise AssertionError(f"{action} has no place in a backward sweep")
+
+
 def transposed(
     run: Run, p: Leaves, kept: Kept, actions: Iterable[Action], engine: Engine
 ) -> Cotangents:
-    """Executes the actions; f and its buffers are left as they were.
+    """What the actions come to; f and its buffers are left as they were.
 
     Arguments:
         run: The solve.
@@ -59,22 +85,7 @@ def transposed(
         run.monitor.start("backward")
     here = run.field.snapshot()
     try:
-        for action in kept.store.ahead(actions):
-            match action:
-                case Advance(start, stop, None, keep) if stop is not None:
-                    engine.advance(start, stop, keep)
-                case Store(i, tier):
-                    engine.store(i, tier)
-                case Restore(i):
-                    engine.restore(i)
-                case Drop(i):
-                    kept.store.drop(i)
-                case Unstep(start, stop):
-                    engine.unstep(start, stop)
-                case Transpose(start, stop):
-                    engine.transpose(start, stop)
-                case _:
-                    raise AssertionError(f"{action} has no place in a backward sweep")
+        execute(actions, kept, engine)
         found = engine.finish()
         run.field.check_connected(p)
         return found

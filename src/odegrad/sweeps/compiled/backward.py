@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from odegrad.checkpoints import (
-    Action,
-    Advance,
     Checkpoints,
-    Drop,
     Keep,
-    Restore,
-    Store,
     Tier,
-    Transpose,
 )
 from odegrad.compiled import Blocks, Programs, Pullback, Rows, Ticks, Transposed
 from odegrad.schemes.base import StepGrad
@@ -38,6 +32,7 @@ from odegrad.sweeps.cotangents import Cotangents, Total
 from odegrad.sweeps.kept import Current, Kept
 from odegrad.sweeps.labels import direct
 from odegrad.sweeps.run import Run
+from odegrad.sweeps.transposing import execute
 
 __all__ = ["Backward", "backward"]
 
@@ -58,7 +53,7 @@ def backward(
     with watched(run, programs, "backward"):
         engine = Backward(run, programs, y0, p, landings, pull, kept, grads, retain)
         n, known = run.accepted_grid.n_steps, isinstance(run.stepsize, FixedStepSize)
-        engine.follow(checkpoints.backward(n, known) if n else ())
+        execute(checkpoints.backward(n, known) if n else (), kept, engine)
         return engine.finish()
 
 
@@ -126,24 +121,6 @@ class Backward:
         """Times as a callback is told of them."""
         return times.tolist()
 
-    def follow(self, actions: Iterable[Action]) -> None:
-        """Executes actions."""
-        kept = self.kept
-        for action in kept.store.ahead(actions):
-            match action:
-                case Advance(start, stop, None, keep) if stop is not None:
-                    self.advance(start, stop, keep)
-                case Store(i, tier):
-                    self.store(i, tier)
-                case Restore(i):
-                    self.current = Current(i, kept.store.get(i)[0], None)
-                case Drop(i):
-                    kept.store.drop(i)
-                case Transpose(start, stop):
-                    self.transpose(start, stop)
-                case _:
-                    raise AssertionError(f"{action} has no place in a backward sweep")
-
     def advance(self, start: int, stop: int, keep: Keep | None) -> None:
         """Takes steps again."""
         state, programs, pull, tape = self._take(start), self.programs, None, Blocks()
@@ -172,6 +149,14 @@ class Backward:
         """Stores the current state."""
         self.kept.store.put(i, self._take(i), None, tier)
         self._note()
+
+    def restore(self, i: int) -> None:
+        """Makes a stored state the current one."""
+        self.current = Current(i, self.kept.store.get(i)[0], None)
+
+    def unstep(self, start: int, stop: int) -> None:
+        """No schedule asks for it: `Rewind` is not compiled."""
+        raise AssertionError(f"steps {stop} to {start} are not taken back in chunks")
 
     def _take(self, i: int) -> Leaves:
         """The current state, which has to be state i."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from odegrad.samplegrid import SampleClock, SampleGrid
 from odegrad.samplestops import SampleStops
 from odegrad.schemes.persample import PerSample
 from odegrad.state import Leaves
-from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.run import Monitor, Run
 from odegrad.sweeps.stats import Stats, StepInfo
 
-__all__ = ["Prepared", "SampleMonitor", "SampleRun", "SampleStats"]
+__all__ = ["SampleMonitor", "SampleRun", "SampleStats"]
 
 
 def _no_steps() -> Tensor:
@@ -50,18 +49,6 @@ class SampleStats(Stats):
         return {k: x.tolist() if isinstance(x, Tensor) else x for k, x in found.items()}
 
 
-class Prepared(NamedTuple):
-    """What a search found before the solve.
-
-    Attributes:
-        steps: The accepted steps.
-        found: The outputs, and what is kept of a forward sweep, if it was one.
-    """
-
-    steps: SampleGrid
-    found: tuple[Leaves, Kept | None] | None
-
-
 @dataclass
 class SampleRun(Run):
     """One solve with steps for each sample.
@@ -78,7 +65,7 @@ class SampleRun(Run):
         excluded: Samples that take no part, since they failed in an earlier solve.
         failures: What became of the samples that failed, by number.
         most_rounds: The most rounds whose steps there is memory for, or None for no limit.
-        prepared: What a sweep finds that looks for the steps, if that was done in advance.
+        prepared: The steps, if they were found in advance; the next forward sweep takes them.
         reached: The outputs as far as they are known of samples that failed, NaN behind: leaves of shape
             [T, B, …]; None as long as none did.
     """
@@ -93,7 +80,7 @@ class SampleRun(Run):
     excluded: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     failures: dict[int, SolveError] = dataclasses.field(default_factory=dict[int, SolveError])
     most_rounds: int | None = None
-    prepared: Prepared | None = None
+    prepared: SampleGrid | None = None
     reached: Leaves | None = None
 
     @property

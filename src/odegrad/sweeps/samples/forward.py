@@ -11,7 +11,7 @@ from odegrad.samplegrid import SampleGrid
 from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.kept import Kept
-from odegrad.sweeps.samples.batch import Prepared, SampleRun
+from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps
 from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.rounds import remembered, replayed
@@ -43,10 +43,11 @@ def ahead(
         run.monitor.start("forward")
     run.initial = run.field.snapshot()
     try:
-        prepared, run.prepared = run.prepared, None
-        grid, found = prepared or _steps_of(run, y, p, checkpoints)
-        if found is not None:
-            return found
+        grid, run.prepared = run.prepared, None
+        if grid is None:
+            grid, found = _steps_of(run, y, p, checkpoints)
+            if found is not None:
+                return found
         return _walked(run, grid, y, p, checkpoints, timed)
     finally:
         run.count()
@@ -66,7 +67,7 @@ def prepare(run: SampleRun, y: Leaves, p: Leaves) -> SampleGrid:
     run.initial = run.field.snapshot()
     with torch.no_grad():
         steps, _ = _steps_of(run, tuple(leaf.clone() for leaf in y), p, None, alone=True)
-    run.prepared = Prepared(steps, None)
+    run.prepared = steps
     return steps
 
 

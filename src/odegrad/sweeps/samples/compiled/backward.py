@@ -15,6 +15,7 @@ from odegrad.sweeps.cotangents import Cotangents
 from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.samples.batch import SampleRun
 from odegrad.sweeps.samples.compiled.rounds import Rounds, program_inputs
+from odegrad.sweeps.transposing import execute
 
 __all__ = ["pull"]
 
@@ -34,7 +35,7 @@ def pull(
     with watched(run, programs, "backward"):
         engine = _SampleBackward(run, programs, y0, p, run.landings, pullback, kept, grads, retain)
         n = run.accepted_steps.n_steps
-        engine.follow(checkpoints.backward(n, known=True) if n else ())
+        execute(checkpoints.backward(n, known=True) if n else (), kept, engine)
         return engine.finish()
 
 
