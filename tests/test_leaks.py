@@ -48,7 +48,13 @@ kinds = pytest.mark.parametrize("stepsize", [Steps(8), PID(1e-4, 1e-6)], ids=["f
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
-    """What is freed is freed by counting references: there are no cycles."""
+    """What is freed is freed by counting references: there are no cycles.
+
+    What earlier tests left in cycles is collected first, and their files are closed: else they
+    would be missed when they go away in the middle of a test.
+    """
+    gc.collect()
+    settled(0)
     gc.disable()
     yield
     gc.enable()
