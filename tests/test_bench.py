@@ -162,7 +162,8 @@ class Broken:
         return None
 
     def prepare(self, workload):
-        raise RuntimeError("line one\nline two " + 200 * "x")
+        frames = 'Traceback (most recent call last):\n  File "/a/b.py", line 9, in c\n    d()\n'
+        raise RuntimeError(f"{frames}line one\nline two {200 * 'x'}")
 
 
 class Absent(Broken):

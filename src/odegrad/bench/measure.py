@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from odegrad.bench.timing import SHORTEST_SAMPLE, Timing, time_in_turn
 from odegrad.bench.workloads import Workload
 
 __all__ = ["Result", "Results", "measure"]
+
+_FRAMES = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*")
+"""Of a traceback within a message, as JAX writes of its callbacks: the line after them says why."""
 
 
 @dataclass(frozen=True)
@@ -117,5 +121,5 @@ def _warmed(workload: Workload, system: System) -> _Ready:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(f"{type(error).__name__}: {_FRAMES.sub('', str(error))}".split())
     return text if len(text) <= 120 else f"{text[:120]}…"
