@@ -577,6 +577,26 @@ def test_zero_at_the_start() -> None:
     assert hop.events[0].times.tolist() == about(2.0)
 
 
+def test_no_derivative_at_the_start() -> None:
+    """A norm at the origin, and a root at 0, have a NaN or infinite derivative."""
+    y0 = torch.zeros(2, dtype=F64, requires_grad=True)
+    leaves = Event(lambda t, y: (y**2).sum().sqrt() - 0.05)
+    rises = Event(lambda t, y: y[0].sqrt() - 0.5, terminal=False)
+    both = Event(lambda t, y: (y**2).sum().sqrt(), terminal=False)
+    again = Event(lambda t, y: y[0].sqrt(), terminal=False)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([torch.ones_like(y[0]), 0 * y[1]])
+
+    options = {"scheme": odegrad.RK4(), "stepsize": Steps(10)}
+    sol = odegrad.solve(f, y0, [0.0, 1.0], events=(leaves,), **options)
+    assert sol.events[0].times.tolist() == about(0.05)
+    (slope,) = torch.autograd.grad(sol.events[0].times.sum(), [y0])
+    assert slope.tolist() == about(-1.0, 0.0)
+    sol = odegrad.solve(f, y0, [0.0, 1.0], events=(rises, both, again), **options)
+    assert [x.times.tolist() for x in sol.events] == [about(0.25), [], []]
+
+
 def test_a_jump_far_from_zero() -> None:
     """An integrator that fires: the reset leads away from the threshold, so the next step counts."""
     drive = number(3.0)

@@ -89,6 +89,36 @@ def test_raise_nan_and_return(
             assert torch.isnan(x).all()
 
 
+@pytest.mark.parametrize("batch", [None, 0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_most_steps_hold_where_all_of_them_land(compiled: bool, batch: int | None) -> None:
+    ts, y0 = torch.linspace(0.0, 1.0, 13, dtype=torch.float64), leaf(3, 2)
+    control = odegrad.PID(1e-2, 1e-2, dt0=1.0)
+
+    def run(most: int | None) -> Any:
+        options: dict[str, Any] = {"stepsize": control, "land": True, "on_failure": "return"}
+        with using_backend("interpreter"):
+            return odegrad.solve(
+                lambda t, y: -0.1 * y,
+                y0,
+                ts,
+                max_steps=most,
+                batch=batch,
+                compile=compiled,
+                **options,
+            )
+
+    whole, enough, few = run(None), run(12), run(5)
+    assert (whole.stats.accepted, whole.stats.rejected) in {(12, 0), (36, 0)}
+    assert torch.equal(enough.ys, whole.ys)
+    if batch is None:
+        assert few.status is Status.MAX_STEPS
+    else:
+        assert few.status == (Status.MAX_STEPS,) * 3
+    assert torch.equal(few.ys[:6], whole.ys[:6])
+    assert few.ys[6:].isnan().all()
+
+
 @pytest.mark.parametrize("how", ["nan", "return"])
 def test_a_solve_that_succeeds_is_as_without(how: Any) -> None:
     net, y0 = mlp(), leaf(4, 3)

@@ -12,6 +12,7 @@ from torch import Tensor
 import odegrad
 from cases import leaf, mlp, relative
 from odegrad import errors
+from odegrad.compiled import using_backend
 from odegrad.field import VectorField
 from odegrad.samplegrid import SampleClock, SampleGrid
 from odegrad.schemes.columns import Columns, suits
@@ -810,10 +811,64 @@ def test_f_that_rejects_every_step():
     some = odegrad.solve(*args, stepsize=PID, batch=0, on_failure="return")
     assert some.succeeded.tolist() == [True, True, True, False]
     assert some.ys[:2].isfinite().all()
-    lost = odegrad.solve(*args, stepsize=odegrad.Steps(4), batch=0, on_failure="return")
-    assert lost.status == (odegrad.Status.STEP_REJECTED,) * 4
-    assert lost.ys[:2].isfinite().all()
-    assert lost.ys[2].isnan().all()
+
+
+@pytest.mark.parametrize("gradient", [odegrad.Discrete(), odegrad.Tape()], ids=str)
+def test_a_sample_that_f_rejects_on_a_fixed_grid_harms_no_other(gradient):
+    case, steps = Stiffness(6), odegrad.Steps(4)
+    told: list[tuple[str, int]] = []
+
+    def never(t, y, mu):
+        if ((t > 0.5) & (mu[:, 0] > 1.0) & (mu[:, 0] < 5.0)).any():
+            raise odegrad.RejectStep("never")
+        return van_der_pol(t, y, mu)
+
+    def note(info):
+        told.append((info.phase, info.n))
+
+    bad = (case.mu[:, 0] > 1.0) & (case.mu[:, 0] < 5.0)
+    assert 1 < int(bad.sum()) < 5
+    args, options = (case.y0, [0.0, 0.4, 1.0], (case.mu,)), {"stepsize": steps, "batch": 0}
+    options["gradient"] = gradient
+    sol = odegrad.solve(never, *args, on_failure="return", callback=note, **options)
+    assert torch.equal(sol.succeeded, ~bad)
+    assert {sol.status[b] for b in bad.nonzero()} == {odegrad.Status.STEP_REJECTED}
+    assert sol.stats.rounds == 8
+    assert told == sorted(set(told))
+    plain = odegrad.solve(van_der_pol, *args, **options)
+    assert torch.equal(sol.ys[:, ~bad], plain.ys[:, ~bad])
+    if isinstance(gradient, odegrad.Discrete):
+        assert torch.equal(sol.ys[:2, bad], plain.ys[:2, bad])  # what was reached
+    assert sol.ys[2, bad].isnan().all()
+    found, expected = (
+        list(torch.autograd.grad(loss(x.ys[:, ~bad]), [case.y0, case.mu])) for x in (sol, plain)
+    )
+    assert relative(found, expected) < 1e-13
+    with pytest.raises(odegrad.RejectStep, match="never"):
+        odegrad.solve(never, *args, **options)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_sample_with_too_many_fixed_steps_harms_no_other(compiled):
+    case = Stiffness(3)
+    ts = torch.tensor([[0.0, 0.1, 0.2], [0.0, 0.5, 1.0], [0.0, 0.1, 0.3]], dtype=torch.float64)
+    options = {"stepsize": odegrad.Fixed(0.1), "batch": 0, "compile": compiled}
+    args = (van_der_pol, case.y0, ts, (case.mu,))
+    with using_backend("interpreter"):
+        sol = odegrad.solve(*args, max_steps=5, on_failure="return", **options)
+        plain = odegrad.solve(*args, **options)
+    assert sol.succeeded.tolist() == [True, False, True]
+    assert sol.status[1] is odegrad.Status.MAX_STEPS
+    assert "sample 1 of the batch takes 10 steps" in sol.reason[1]
+    some = torch.tensor([0, 2])
+    assert torch.equal(sol.ys[:, some], plain.ys[:, some])
+    assert torch.equal(sol.ys[0, 1], case.y0[1])
+    assert sol.ys[1:, 1].isnan().all()
+    assert sol.stats.rounds == 3
+    found, expected = (
+        list(torch.autograd.grad(loss(x.ys[:, some]), [case.y0, case.mu])) for x in (sol, plain)
+    )
+    assert relative(found, expected) < 1e-13
 
 
 # Compaction.

@@ -108,6 +108,7 @@ def attempt(
     y: Leaves,
     carry: Leaves,
     times: Tensor,
+    segments: Tensor,
     vector: Tensor,
     limit: Tensor,
     order: int,
@@ -122,6 +123,7 @@ def attempt(
         y: The state.
         carry: The carry.
         times: The landing times, float64.
+        segments: How many segments there are between them; times may go on.
         vector: `constants` of the controller.
         limit: The most attempts.
         order: The order of the error estimate.
@@ -157,6 +159,7 @@ def attempt(
     extent = torch.maximum(t.abs(), (times[-1] - times[0]).abs())
     tiny = torch.maximum(c["dt_min"], extent * (16.0 * torch.finfo(torch.float64).eps))
     landed = accept & lands
+    done = landed & (march.segment + 1 >= segments)
     attempts = march.attempts + 1
     e = ratio.clamp(min=SMALLEST_RATIO)
     return Attempt(
@@ -164,7 +167,7 @@ def attempt(
             row=march.row + accept.to(torch.int64),
             segment=march.segment + landed.to(torch.int64),
             attempts=attempts,
-            stuck=~landed & ((h < tiny) | (attempts >= limit)),
+            stuck=(~landed & (h < tiny)) | (~done & (attempts >= limit)),
             sigma=torch.where(accept, torch.where(lands, 0.0 * one, following), march.sigma),
             h=h,
             last=torch.where(moved, e, march.last),

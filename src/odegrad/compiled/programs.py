@@ -108,7 +108,7 @@ class Programs(Shapes):
 
         def body(*given: Tensor) -> list[Tensor]:
             march, state = March(*given[:n_m]), given[n_m : n_m + n_s]
-            times, vector, limit, _, *p = given[n_m + n_s :]
+            times, vector, limit, segments, *p = given[n_m + n_s :]
             y, carry = state[:n_y], state[n_y:]
 
             kept: list[Tensor] = []
@@ -119,7 +119,9 @@ class Programs(Shapes):
                 kept.extend(self._read(t, dt, y, step, tuple(p), read))
                 return step
 
-            found = attempt(take, march, y, carry, times, vector, limit, order, n_state, norm)
+            found = attempt(
+                take, march, y, carry, times, segments, vector, limit, order, n_state, norm
+            )
             written = [*state, *kept, found.following, march.segment]
             return [*found.march, *found.y, *found.carry, *written]
 

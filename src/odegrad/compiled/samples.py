@@ -63,7 +63,7 @@ class SamplePrograms(Programs):
 
             active = (march.segment < segments) & ~failed
             found = attempt_each(
-                take, march, y, carry, times, active, vector, limit, order, n_state, norm
+                take, march, y, carry, times, segments, active, vector, limit, order, n_state, norm
             )
             return [*found.march, *found.y, *found.carry, *state, *inside, *found.noted]
 

@@ -37,6 +37,7 @@ def attempt_each(
     y: Leaves,
     carry: Leaves,
     times: Tensor,
+    segments: Tensor,
     active: Tensor,
     vector: Tensor,
     limit: Tensor,
@@ -52,6 +53,7 @@ def attempt_each(
         y: The state.
         carry: The carry.
         times: The landing times, float64 of shape [T, B].
+        segments: How many segments each sample has, of shape [B].
         active: Which samples are under way, bool of shape [B].
         vector: `constants` of the controller.
         limit: The most attempts of a sample.
@@ -81,6 +83,7 @@ def attempt_each(
     accept = accept & active
     moved, landed = accept & (taken > 0.0), accept & lands
     h = _size(c, march, accept, taken, taken * factor, size, lands & (left < march.h))
+    done = landed & (march.segment + 1 >= segments)
     attempts = march.attempts + active.to(torch.int64)
     small = h < _smallest(c, times)
     return SampleAttempt(
@@ -88,7 +91,7 @@ def attempt_each(
             row=march.row + 1,
             segment=march.segment + landed.to(torch.int64),
             attempts=attempts,
-            stuck=(small | (attempts >= limit)) & active & ~landed,
+            stuck=active & ((small & ~landed) | ((attempts >= limit) & ~done)),
             sigma=torch.where(accept, torch.where(lands, 0.0, following), march.sigma),
             h=h,
             last=torch.where(moved, ratio.clamp(min=SMALLEST_RATIO), march.last),

@@ -6,7 +6,8 @@ of g is taken to be, with Y_j the size of y_j in the step before,
 
     64 ( Σ_j ε_j |∂g/∂y_j| Y_j  +  ε_t |∂g/∂t| T  +  ε |dg/ds| T ),     T = max(|ts[0]|, |ts[-1]|),
 
-that of the state, of the time as g receives it, and of the time of the event. But an event that was on
+that of the state, of the time as g receives it, and of the time of the event; where g has no finite
+derivative, as a norm at zero, what is not finite counts as nothing. But an event that was on
 its way to zero when another one jumped keeps its side, so that of several at the same time all occur.
 """
 
@@ -163,14 +164,17 @@ class Watch:
         n, noise = len(g_y), 0.0
         for g, size in zip(g_y, sizes[:n], strict=True):
             if g is not None:
-                noise += torch.finfo(size.dtype).eps * float((g.abs() * size).sum())
+                product = (g.abs() * size).nan_to_num(0.0, 0.0, 0.0)
+                noise += torch.finfo(size.dtype).eps * float(product.sum())
         eps = max((torch.finfo(x.dtype).eps for x in y[:n]), default=0.0)
-        noise = _UNITS * (noise + eps * abs(g_t) * self._far)
+        noise += eps * abs(g_t) * self._far if math.isfinite(g_t) else 0.0
         f = slope()[:n]
         like = torch.zeros((), dtype=torch.float64, device="cpu")
         zeros = tuple(torch.zeros_like(k) if g is None else g for g, k in zip(g_y, f, strict=True))
         rate = g_t + float(inner(zeros, f, like))
-        return noise + _UNITS * torch.finfo(torch.float64).eps * abs(rate) * self._far, rate
+        if math.isfinite(rate):
+            noise += torch.finfo(torch.float64).eps * abs(rate) * self._far
+        return _UNITS * noise, 0.0 if math.isnan(rate) else rate
 
     def _located(self, i: int, start: float, stop: float, curve: Curve) -> float | None:
         """Where g leaves its side, or None if it is not on it anywhere."""

@@ -78,8 +78,8 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
                     h = max(h, control.dt_min)
                 if step is None:
                     _check_rejected(run, control, number(t), taken, h)
-                check_size(run, control, number(t), taken, h, ratio, y, p)
                 check_count(run, number(t), taken)
+                check_size(run, control, number(t), taken, h, ratio, y, p)
                 continue
             if taken > 0.0:
                 # A step cut short by a landing time says little about the size to go on with.
@@ -96,9 +96,10 @@ def adaptive_steps(run: Run, y: Leaves, carry: Leaves, p: Leaves, landings: Land
             )
             y, carry = sent or (step.y, step.carry)
             n += 1
+            if following < 1.0 or end != run.landed[-1]:
+                check_count(run, number(t), taken)
             if following < 1.0:
                 check_size(run, control, number(t), taken, h, ratio, y, p)
-                check_count(run, number(t), taken)
         segments.append(Nodes(tuple(fractions)))
     run.grid = Grid(tuple(segments))
 

@@ -88,8 +88,8 @@ class Adaptive(Forward):
         stats.rejected, stats.accepted = int(march.attempts) - taken, taken
         numbers = (float(march.t), float(march.taken), float(march.h), float(march.ratio))
         try:
-            check_size(self.run, control, *numbers, self.state[: self.n_y], self.p)
             check_count(self.run, numbers[0], numbers[1])
+            check_size(self.run, control, *numbers, self.state[: self.n_y], self.p)
         finally:
             stats.accepted = accepted
 

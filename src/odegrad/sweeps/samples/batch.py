@@ -148,7 +148,7 @@ class SampleRun(Run):
         """
         if not self.salvage:
             raise error
-        self.failures[b] = error
+        self.failures[b] = error.with_traceback(None)  # whose frames hold what was kept
 
 
 class SampleMonitor(Monitor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+from torch import Tensor
 
 from odegrad.errors import MaxStepsError, NonFiniteStateError
 from odegrad.grid import Grid
@@ -13,14 +14,13 @@ from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.samples.batch import SampleRun
 
-__all__ = ["fail_if_not_finite", "fixed_steps"]
+__all__ = ["fail_if_not_finite", "fixed_steps", "note_reached"]
 
 
 def fixed_steps(run: SampleRun) -> SampleGrid:
-    """The steps of step sizes that do not depend on the solution.
+    """The steps of step sizes that do not depend on the solution, none of samples that fail.
 
-    Raises:
-        MaxStepsError: If a sample has more than `run.max_steps`.
+    A sample with more than `run.max_steps` of them fails.
     """
     control = run.stepsize
     assert isinstance(control, FixedStepSize)
@@ -41,23 +41,30 @@ def fixed_steps(run: SampleRun) -> SampleGrid:
             grids.append(same[times])
         grid = SampleGrid.of(grids) if grids else SampleGrid.empty(n_segments)
     if run.max_steps is not None and grid.n_steps > run.max_steps:
-        b = int(grid.counts.argmax())
-        raise MaxStepsError(
-            f"sample {b} of the batch takes {grid.n_steps} steps, max_steps is {run.max_steps}; "
-            "raise max_steps or take larger steps"
-        )
-    return grid
+        for b in (grid.counts > run.max_steps).nonzero().squeeze(1).tolist():
+            run.fail(
+                b,
+                MaxStepsError(
+                    f"sample {b} of the batch takes {int(grid.counts[b])} steps, max_steps is "
+                    f"{run.max_steps}; raise max_steps or take larger steps"
+                ),
+            )
+    return grid.without(run.failed) if run.failures else grid
 
 
 def fail_if_not_finite(run: SampleRun, outputs: Leaves) -> bool:
-    """Whether there are samples of a fixed grid that fail, since their states are not finite."""
-    if not isinstance(run.stepsize, FixedStepSize) or run.failures:
+    """Whether there are samples of a fixed grid that fail, since their states are not finite.
+
+    They are noted, and so is what they reached.
+    """
+    if not isinstance(run.stepsize, FixedStepSize):
         return False
+    before = run.failed
     finite = torch.ones(outputs[0].shape[:2], dtype=torch.bool, device=outputs[0].device)
     for x in outputs:
         finite &= torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else torch.isfinite(x)
     finite = finite.cpu()
-    for b in (~finite.all(0)).nonzero().squeeze(1).tolist():
+    for b in (~finite.all(0) & ~before).nonzero().squeeze(1).tolist():
         j = int((~finite[:, b]).nonzero()[0])
         t = float(run.outputs_at[b, j])
         run.fail(
@@ -71,4 +78,16 @@ def fail_if_not_finite(run: SampleRun, outputs: Leaves) -> bool:
         )
         for x in outputs:
             x[j:, b] = float("nan")
-    return bool(run.failures)
+    note_reached(run, outputs, before)
+    return len(run.failures) > int(before.sum())
+
+
+def note_reached(run: SampleRun, outputs: Leaves, before: Tensor) -> None:
+    """Notes what samples reached that have failed now; `before` are those that had failed earlier."""
+    new = (run.failed & ~before).nonzero().squeeze(1).to(outputs[0].device)
+    if not len(new):
+        return
+    if run.reached is None:
+        run.reached = tuple(x.clone() for x in outputs)
+    for x, y in zip(run.reached, outputs, strict=True):
+        x[:, new] = y[:, new]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Iterable
+
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize
 from odegrad.sweeps.kept import Kept
 from odegrad.sweeps.samples.batch import SampleRun
-from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps
+from odegrad.sweeps.samples.fixed import fail_if_not_finite, fixed_steps, note_reached
 from odegrad.sweeps.samples.outputs import Buffers
 from odegrad.sweeps.samples.rounds import remembered, replayed
 from odegrad.sweeps.samples.search import search
@@ -94,12 +97,11 @@ def _steps_of(
         tape = SampleTape(checkpoints.keep)
     # What f draws and counts in a search is not what it does in the rounds: these come once more.
     serves = run.initial is None and not alone and (checkpoints is None or tape is not None)
-    outputs, monitor = Buffers(y, run.outputs_at.shape[1]), run.monitor
+    outputs = Buffers(y, run.outputs_at.shape[1])
     try:
-        run.monitor = monitor if serves else None
-        run.steps = search(run, y, p, outputs, tape if serves else None)
+        with contextlib.nullcontext() if serves else _quiet(run):
+            run.steps = search(run, y, p, outputs, tape if serves else None)
     finally:
-        run.monitor = monitor
         if run.initial is not None:
             run.initial.restore()
     found = outputs.result()
@@ -124,27 +126,77 @@ def _walked(
     timed: bool,
 ) -> tuple[Leaves, Kept | None]:
     """The outputs along known steps, and what is kept; once more if samples fail on a fixed grid."""
-    outputs = Buffers(y, run.outputs_at.shape[1])
+    before, rounds, outputs = run.failed, run.stats.rounds, Buffers(y, run.outputs_at.shape[1])
     try:
         walk = Walk(run, grid, y, p, outputs, checkpoints, timed)
         walk.follow()
-    except RejectStep as error:  # f says so of the batch as a whole
-        for b in range(run.n_samples):
-            run.fail(b, error)
-        run.reached = outputs.result()
-        run.steps = grid.without(run.failed)
-        outputs = Buffers(y, run.outputs_at.shape[1])
-        walk = Walk(run, run.steps, y, p, outputs, checkpoints, timed)
-        walk.follow()
-        return outputs.result(), walk.kept
-    if run.check_finite and fail_if_not_finite(run, outputs.result()):
-        run.reached = tuple(x.clone() for x in outputs.result())
-        run.steps = grid.without(run.failed)
+    except RejectStep as error:
+        if not run.salvage:
+            raise
+        walk, reason = None, error.with_traceback(None)  # whose frames hold what was kept
+    else:
+        found = outputs.result()
+        if not (run.check_finite and fail_if_not_finite(run, found)):
+            if run.reached is None:
+                note_reached(run, found, _those(run, run.excluded))
+            return found, walk.kept
+        walk, reason = None, None
+    with _quiet(run):
+        run.stats.rounds = rounds
+        if reason is not None:
+            under_way = [b for b in range(run.n_samples) if b not in run.failures]
+            for b in _rejected(run, grid, y, p, under_way) or under_way:
+                run.fail(b, reason)
+            note_reached(run, outputs.result(), before)
         if run.initial is not None:
             run.initial.restore()
-        del walk, outputs  # what they hold is not needed any more
+        run.steps = grid.without(run.failed)
+        del outputs
         return _walked(run, run.steps, y, p, checkpoints, timed)
-    return outputs.result(), walk.kept
+
+
+def _rejected(
+    run: SampleRun, grid: SampleGrid, y: Leaves, p: Leaves, samples: list[int]
+) -> list[int]:
+    """Those of some samples for which f raises `RejectStep` along known steps, found by halving.
+
+    Arguments:
+        run: The solve.
+        grid: The steps.
+        y: The initial state.
+        p: The tensors that f reads, bound.
+        samples: Samples of which f does so for at least one, or for none by itself.
+    """
+    if len(samples) == 1:
+        return samples
+    found: list[int] = []
+    for half in (samples[: len(samples) // 2], samples[len(samples) // 2 :]):
+        if run.initial is not None:
+            run.initial.restore()
+        rounds, outputs = run.stats.rounds, Buffers(y, run.outputs_at.shape[1])
+        try:
+            Walk(run, grid.without(~_those(run, half)), y, p, outputs, None, False).follow()
+        except RejectStep:
+            found += _rejected(run, grid, y, p, half)
+        run.stats.rounds = rounds
+    return found
+
+
+def _those(run: SampleRun, samples: Iterable[int]) -> Tensor:
+    """Samples by number as bool of shape [B]."""
+    found = torch.zeros(run.n_samples, dtype=torch.bool, device="cpu")
+    found[list(samples)] = True
+    return found
+
+
+@contextlib.contextmanager
+def _quiet(run: SampleRun) -> Generator[None]:
+    """Within, callback and progress bar are told nothing."""
+    monitor, run.monitor = run.monitor, None
+    try:
+        yield
+    finally:
+        run.monitor = monitor
 
 
 def taped(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
@@ -160,6 +212,8 @@ def taped(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
             else:
                 _steps_of(run, own, p, None, alone=True)
         outputs = replayed(run, tuple(x.clone() for x in y), p, times)
+        if isinstance(run.stepsize, FixedStepSize):
+            run.stats.rounds += run.accepted_steps.n_steps
         if run.check_finite and not run.salvage:
             fail_if_not_finite(run, tuple(x.detach().clone() for x in outputs))
         return outputs
@@ -172,13 +226,12 @@ def taped(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
 
 def _find_failures(run: SampleRun, y: Leaves, p: Leaves) -> None:
     """Finds the samples that fail on a fixed grid, by a sweep that leaves nothing else behind."""
-    monitor, run.monitor = run.monitor, None
+    rounds = run.stats.rounds
     try:
-        grid, _ = _steps_of(run, y, p, None)
-        rounds_before = run.stats.rounds
-        _walked(run, grid, y, p, None, timed=False)
-        run.stats.rounds = rounds_before
+        with _quiet(run):
+            grid, _ = _steps_of(run, y, p, None)
+            _walked(run, grid, y, p, None, timed=False)
     finally:
-        run.monitor = monitor
+        run.stats.rounds = rounds
         if run.initial is not None:
             run.initial.restore()

@@ -276,10 +276,11 @@ class March:
 
     def _stuck(self, landed: Tensor) -> Tensor:
         """The samples that have to be looked at: the next step is very small, or there were many."""
-        stuck = self._h < self._tiny
+        stuck = (self._h < self._tiny) & ~landed
         if self._run.stats.rounds >= self._limit:
-            stuck = stuck | (self.accepted + self.rejected_steps >= self._limit)
-        return stuck & self.active & ~landed
+            done = landed & (self._j + 1 >= self._last_segment)
+            stuck = stuck | ((self.accepted + self.rejected_steps >= self._limit) & ~done)
+        return stuck & self.active
 
     def _look(self, stuck: Tensor, t: Tensor, taken: Tensor, ratio: Tensor) -> None:
         """Samples that cannot go on fail."""

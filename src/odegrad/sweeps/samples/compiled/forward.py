@@ -96,7 +96,7 @@ def _walked(
     pullback: Pullback | None,
 ) -> tuple[Leaves, Kept | None]:
     """The outputs along known steps, and what is kept; once more if samples fail on a fixed grid."""
-    outputs = Buffers(y, run.outputs_at.shape[1])
+    outputs, rounds = Buffers(y, run.outputs_at.shape[1]), run.stats.rounds
     walk = _Walk(run, programs, grid, y, p, outputs, checkpoints, pullback)
     if checkpoints is None:
         walk.advance(0, None, None, None)
@@ -104,9 +104,14 @@ def _walked(
         walk.follow(checkpoints)
     found = outputs.result()
     if run.check_finite and fail_if_not_finite(run, found):
-        run.reached = tuple(x.clone() for x in found)
-        run.steps = grid.without(run.failed)
-        return _walked(run, programs, run.steps, y, p, checkpoints, pullback)
+        run.steps, run.stats.rounds, monitor = grid.without(run.failed), rounds, run.monitor
+        run.monitor = None  # which was told already
+        try:
+            return _walked(run, programs, run.steps, y, p, checkpoints, pullback)
+        finally:
+            run.monitor = monitor
+    if run.reached is None and run.failures:
+        run.reached = tuple(x.clone() for x in found)  # of those with too many steps
     return found, walk.kept
 
 
