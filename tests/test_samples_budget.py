@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import odegrad
-from cases import relative
+from cases import leaf, relative
 from odegrad import PID, Discrete, Dopri5, Fixed, Heun, Samples, Steps, Tape, Tsit5
 from odegrad.allocations import peak_bytes
 from odegrad.errors import MemoryBudgetError
@@ -188,3 +188,20 @@ def test_samples_that_fail(stepsize: Any) -> None:
     assert sol.succeeded.tolist() == [True] * 15 + [False]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert peak_bytes(lambda: problem.gradient(Discrete(memory=budget), **options), CPU) <= budget
+
+
+def test_a_search_through_many_times_is_measured_with_them() -> None:
+    """What one through few times of the same f needs is no guide."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -y
+
+    def solve(count: int, memory: str) -> odegrad.SampleSolution:
+        y0, ts = leaf(16, 3), torch.linspace(0.0, 1.0, count, dtype=torch.float64)
+        gradient = odegrad.Discrete(memory=memory)
+        control = odegrad.PID(1e-4, 1e-4)
+        return odegrad.solve(f, y0, ts, batch=0, stepsize=control, gradient=gradient)
+
+    assert solve(5, "64MiB").succeeded.all()
+    with pytest.raises(MemoryBudgetError, match="the search for the steps"):
+        solve(4000, "8MiB")

@@ -167,7 +167,7 @@ class Rehearsal:
             del self._results[next(iter(self._results))]
         self._results[key] = found
 
-    def _remembered(self, what: str, measure: Callable[[], Needs]) -> Needs:
+    def _remembered(self, what: Hashable, measure: Callable[[], Needs]) -> Needs:
         """Something that is measured once."""
         key = (self._key, what)
         if self._recalled(key) is None:

@@ -148,7 +148,7 @@ class SampleRehearsal(Rehearsal):
     def search_bytes(self, n: int) -> int:
         """The peak of a search that finds n rounds."""
         run, count = self.run, len(self.run.times)
-        work = self._remembered("search", self._search_needs).work
+        work = self._remembered(("search", count), self._search_needs).work
         # Besides what was reached by samples that fail, and all that one attempt may come by.
         copies = 1 + run.salvage + (run.stops is not None)
         record = record_bytes(n, run.n_samples) if self.device.type == "cpu" else 0
