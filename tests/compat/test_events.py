@@ -270,3 +270,40 @@ def test_jumps_before_the_event():
     assert t.item() == pytest.approx(1.5, rel=1e-12)
     (grad,) = torch.autograd.grad(t, rate)
     assert grad.item() == pytest.approx(-0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("settings", STEPS)
+def test_an_event_function_that_jumps(settings):
+    """It tells where the event is, and has no derivative there."""
+    rate, level = leaf(2.0), leaf(1.0)
+    functions = [
+        lambda t, y: torch.where(y[0] > 0.5, 1.0, -1.0),
+        lambda t, y: torch.where(y[0] > 0.5, level, -level),
+    ]
+    for g in functions:
+        t, ys = odeint_event(
+            lambda t, y: rate * torch.ones_like(y),
+            torch.zeros(1, dtype=DOUBLE),
+            torch.tensor(0.0, dtype=DOUBLE),
+            event_fn=g,
+            odeint_interface=odeint,
+            **settings,
+        )
+        assert t.item() == pytest.approx(0.25, abs=1e-6)
+        assert ys[-1].item() == pytest.approx(0.5, abs=1e-6)
+        (slope,) = torch.autograd.grad(t, [rate])
+        assert slope.isnan()
+
+
+def test_attempts_are_counted_until_the_event():
+    """Also if those of a stretch are all that is allowed."""
+    options = {"first_step": 0.01, "max_step": 0.01, "max_num_steps": 1000}
+    with pytest.raises(AssertionError, match="1000 steps attempted, and no event"):
+        odeint_event(
+            lambda t, y: torch.ones_like(y),
+            torch.zeros(1, dtype=DOUBLE),
+            torch.tensor(0.0, dtype=DOUBLE),
+            event_fn=lambda t, y: y[0] - 1e9,
+            odeint_interface=odeint,
+            options=options,
+        )

@@ -220,3 +220,61 @@ def test_what_the_adjoint_refuses():
         odeint_adjoint(Net(), start(), t, method="rk4", options={}, adjoint_method="euler")
     with pytest.raises(TypeError, match="adjoint_params"):
         odeint_adjoint(Net(), start(), t, adjoint_params=(1.0,))
+
+
+def decay(t, y):
+    return -y
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"rtol": "1e-3"}, AssertionError, "rtol must be a number.* received '1e-3'; .* YAML"),
+        ({"atol": None}, AssertionError, "atol must be a number.* received None; leave it out"),
+        ({"max_num_steps": math.inf}, ValueError, "'max_num_steps'. must be at least 1 and finite"),
+        ({"max_num_steps": math.nan}, ValueError, "'max_num_steps'. must be at least 1 and finite"),
+        ({"max_num_steps": 0}, ValueError, "'max_num_steps'. must be at least 1.* received 0"),
+        (
+            {"first_step": torch.ones(2)},
+            TypeError,
+            "'first_step'. must be a number, received tensor",
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_unusable_numbers_are_named(settings, error, message, packed):
+    y0 = (ones(), ones(2), ones(), ones()) if packed else ones()
+    f = (lambda t, y: tuple(-x for x in y)) if packed else decay
+    tolerances = {k: v for k, v in settings.items() if k.endswith("tol")}
+    options = {k: v for k, v in settings.items() if k not in tolerances}
+    with pytest.raises(error, match=message):
+        odeint(f, y0, times(0.0, 1.0), options=options, **tolerances)
+
+
+def test_a_tensor_for_adjoint_params():
+    weight = torch.zeros(1, dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(TypeError, match=r"received a tensor of shape \[1\]; write \(tensor,\)"):
+        odeint_adjoint(decay, ones(), times(0.0, 1.0), adjoint_params=weight)
+
+
+@pytest.mark.parametrize(
+    ("y0", "t", "settings", "message"),
+    [
+        (
+            (torch.ones(1), 0.0),
+            times(0.0, 1.0),
+            {},
+            "received a tuple with float 0.0 as its entry 1",
+        ),
+        (
+            torch.ones(1),
+            1.0,
+            {"event_fn": lambda t, y: y[0]},
+            "t must be a torch.Tensor, received float",
+        ),
+        (torch.ones(1), times(0.0, math.nan, 2.0), {}, r"t\[1\] is NaN"),
+    ],
+)
+def test_unusable_states_and_times_are_named(y0, t, settings, message):
+    with pytest.raises(AssertionError, match=message):
+        odeint(decay, y0, t, **settings)

@@ -47,7 +47,12 @@ def check_adjoint(
             "`options` has been passed then `adjoint_options` must be passed as well."
         )
     _warn_once(forward, given)
-    tensors = tuple(params or ())
+    if isinstance(params, Tensor):
+        raise InvalidTypeError(
+            "adjoint_params must be a tuple of tensors, received a tensor of shape "
+            f"{list(params.shape)}; write (tensor,)"
+        )
+    tensors = () if params is None else tuple(params)
     for x in tensors:
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidTypeError(

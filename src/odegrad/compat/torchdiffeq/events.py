@@ -164,7 +164,10 @@ class _Solves:
         time = tau
         for _ in range(_ORDERS):
             value = self.event(time, self._last(start, before, time)).to("cpu", torch.float64)
-            if slack == 0.0:  # g touches zero: the event has no derivative
+            if slack == 0.0:  # g touches zero, or jumps over it: the event has no derivative
+                for leaf in self._last(start, before, time):  # g may be a constant on both sides
+                    real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+                    value = value + real.sum().to("cpu", torch.float64)
                 value = value - value.detach()
                 if value.requires_grad:
                     value.register_hook(_no_derivative)
@@ -205,7 +208,10 @@ class _Solves:
         with torch.enable_grad():
             stop = tau.clone().requires_grad_()
             value = self.event(stop, self._last(start, before, stop))
-            return float(torch.autograd.grad(value, stop)[0])
+            if not value.requires_grad:
+                return 0.0
+            grads = torch.autograd.grad(value, stop, allow_unused=True, materialize_grads=True)
+            return float(grads[0])
 
 
 def _keep(inputs: Leaves) -> tuple[Leaves, Leaves]:

@@ -100,15 +100,15 @@ def checked(
         InvalidTypeError: If t is not of a floating-point dtype.
         InvalidValueError: If there is no such method, or t has not two entries with an event function.
     """
-    if events and len(t) != 2:
+    if events and isinstance(t, Tensor) and t.ndim == 1 and len(t) != 2:
         raise InvalidValueError(
             f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}."
         )
     whole = y0 if isinstance(y0, tuple) else (y0,)
     if not all(isinstance(leaf, Tensor) for leaf in whole):
         raise AssertedTypeError(
-            "y0 must be either a torch.Tensor or a tuple of them, received "
-            f"{type(y0).__name__}; odegrad.solve takes any pytree"
+            f"y0 must be either a torch.Tensor or a tuple of them, received {_kind(y0)}; odegrad.solve "
+            "takes any pytree"
         )
     given = {} if options is None else dict(options)
     chosen = method_named(method, given)
@@ -129,6 +129,15 @@ def checked(
         None if callback is None else callback(chosen),
         records,
     )
+
+
+def _kind(y0: Any) -> str:
+    """What y0 is, and of a tuple which entry is no tensor."""
+    if isinstance(y0, tuple):
+        for i, leaf in enumerate(y0):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            if not isinstance(leaf, Tensor):
+                return f"a tuple with {type(leaf).__name__} {leaf!r} as its entry {i}"  # pyright: ignore[reportUnknownArgumentType]
+    return type(y0).__name__
 
 
 def _above_rounding(rtol: Tolerance, leaves: tuple[Tensor, ...]) -> Tolerance:
@@ -157,6 +166,10 @@ def _checked_times(t: Any, device: torch.device) -> Tensor:
         raise InvalidTypeError(f"`t` must be a floating point Tensor but is a {t.type()}")
     if t.ndim != 1 or len(t) == 0:
         raise AssertedValueError(f"t must be one dimensional, received shape {list(t.shape)}")
+    if bool(t.isnan().any()):
+        raise AssertedValueError(
+            f"t must be strictly increasing or decreasing: t[{int(t.isnan().nonzero()[0])}] is NaN"
+        )
     rises = t[1:] > t[:-1]
     falls = t[1:] < t[:-1]
     if not bool(rises.all() | falls.all()):

@@ -83,6 +83,7 @@ class _March:
         self._nodes = [start]
         self._y: Leaves = tuple(leaf.detach().clone() for leaf in call.leaves)
         self._carry: Leaves | None = None
+        self._attempts = 0
         self.value = g(start, self._y)
 
     def fixed(self) -> Crossing:
@@ -121,12 +122,15 @@ class _March:
             if control.dt0 is None:
                 control = dataclasses.replace(control, dt0=self._first_size(scheme, control))
             span = 8.0 * span if span else _FIRST_SPAN * (control.dt0 or 1.0)
-            before = len(self._nodes)
             stop = self._nodes[-1] + self._direction * span
-            found = self._stretch(scheme, control, stop, landing, limit)
+            found = self._stretch(scheme, control, stop, landing, limit - self._attempts)
             if found is not None:
                 return found
-            limit -= len(self._nodes) - before
+            if self._attempts >= limit:
+                raise AssertedMaxStepsError(
+                    f"{self._attempts} steps attempted, and no event before t = {self._nodes[-1]:.6g}: "
+                    "raise options['max_num_steps'], or check that the event comes in this direction"
+                )
             sizes = [abs(b - a) for a, b in itertools.pairwise(self._nodes[-3:])]
             control = dataclasses.replace(control, dt0=max(sizes))
 
@@ -171,7 +175,9 @@ class _March:
         run, p = problem.run, problem.p
         if isinstance(stepsize, FixedStepSize):
             run.grid = fixed_grid(run, stepsize)
-        return run.field.bound(p, lambda: self._walk(problem, scheme))
+        found = run.field.bound(p, lambda: self._walk(problem, scheme))
+        self._attempts += run.stats.accepted + run.stats.rejected
+        return found
 
     def _walk(self, problem: Problem, scheme: Scheme) -> Crossing | None:
         run, p = problem.run, problem.p

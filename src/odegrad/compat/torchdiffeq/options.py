@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odegrad.compat.torchdiffeq.controller import Controller, Tolerance
-from odegrad.compat.torchdiffeq.errors import AssertedValueError
+from odegrad.compat.torchdiffeq.errors import AssertedTypeError, AssertedValueError
 from odegrad.compat.torchdiffeq.methods import Method
 from odegrad.errors import InvalidTypeError, InvalidValueError, warn
 
@@ -83,6 +83,10 @@ class AdaptiveOptions:
         if not isinstance(dtype, torch.dtype):
             raise InvalidTypeError(f"options['dtype'] must be a torch.dtype, received {dtype!r}")
         most = _number("max_num_steps", options.pop("max_num_steps", None))
+        if most is not None and not 1 <= most < math.inf:
+            raise InvalidValueError(
+                f"options['max_num_steps'] must be at least 1 and finite, received {most}"
+            )
         step_t = _times("step_t", options.pop("step_t", None), t)
         jump_t = _times("jump_t", options.pop("jump_t", None), t)
         if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
@@ -93,7 +97,7 @@ class AdaptiveOptions:
         control = Controller(
             rtol, atol, norm, packed, **{names.get(key, key): value for key, value in known.items()}
         )
-        return AdaptiveOptions(control, step_t, jump_t, None if most is None else max(1, int(most)))
+        return AdaptiveOptions(control, step_t, jump_t, None if most is None else int(most))
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,11 @@ def checked_tolerance(name: str, value: Any, y0: Tensor | tuple[Tensor, ...]) ->
     """A tolerance: a number or tensor for all, or a sequence with one per tensor of a tuple state.
 
     Raises:
+        AssertedTypeError: If it is anything else.
         AssertedValueError: If it requires grad, is negative or NaN, or has the wrong length.
     """
     parts: list[Any] = [value]
-    sequence = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0)
+    sequence = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim > 0)
     if sequence and isinstance(y0, tuple):
         parts = list(value)
         if len(parts) != len(y0):
@@ -162,7 +167,13 @@ def checked_tolerance(name: str, value: Any, y0: Tensor | tuple[Tensor, ...]) ->
                 f"{len(parts)} for {len(y0)}"
             )
     for i, part in enumerate(parts):
-        tensor = part if isinstance(part, Tensor) else torch.as_tensor(part, dtype=torch.float64)
+        try:
+            tensor = part if isinstance(part, Tensor) else torch.tensor(part, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise AssertedTypeError(
+                f"{name} must be a number, a tensor, or a tuple of them with one for each tensor of a "
+                f"tuple y0, received {part!r}" + _hint(part)
+            ) from error
         if tensor.requires_grad:
             raise AssertedValueError(f"{name} cannot require gradient; pass {name}.detach()")
         if not bool((tensor >= 0).all()):
@@ -171,12 +182,18 @@ def checked_tolerance(name: str, value: Any, y0: Tensor | tuple[Tensor, ...]) ->
     return tuple(parts) if sequence and isinstance(y0, tuple) else parts[0]
 
 
+def _hint(value: Any) -> str:
+    if isinstance(value, str):
+        return "; write a number: YAML reads 1e-3 as text, and 1.0e-3 as a number"
+    return "; leave it out for the default" if value is None else ""
+
+
 def _number(key: str, value: Any) -> float | None:
     if value is None:
         return None
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"options[{key!r}] must be a number, received {value!r}") from error
 
 
