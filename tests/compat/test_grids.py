@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compat.fields import DOUBLE, FIXED, Net, start, times
-from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense
+from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 
 def ones(n=1):
@@ -92,6 +92,30 @@ def test_perturb_keeps_off_the_nodes(method, sign):
         lambda t, y: -y, ones(), sign * times(0.0, 1.0), method=method, options={"step_size": 0.5}
     )
     torch.testing.assert_close(ys, plain, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_perturb_keeps_off_a_start_that_is_rounded(dtype):
+    """Also in a search for an event, and in its gradient."""
+    seen, rate = [], torch.ones((), dtype=dtype, requires_grad=True)
+
+    def f(t, y):
+        seen.append(t.item())
+        return -rate * y
+
+    y0, options = torch.ones(1, dtype=dtype), {"step_size": 0.1, "perturb": True}
+    first = torch.tensor(0.7, dtype=dtype).item()
+    odeint(f, y0, times(0.7, 1.0), method="midpoint", options=options)
+    assert seen
+    assert min(seen) > first
+    seen.clear()
+    t, ys = odeint_event(
+        f, y0, times(0.7)[0], event_fn=lambda t, y: y[0] - 0.5, odeint_interface=odeint,
+        method="midpoint", options=options,
+    )  # fmt: skip
+    (t + ys.sum()).backward()
+    assert rate.grad.isfinite()
+    assert min(seen) > first
 
 
 def test_perturb_puts_a_jump_on_the_right_side():

@@ -27,12 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odegrad.compat.torchdiffeq.field import field
+from odegrad.compat.torchdiffeq.field import field, within
 from odegrad.compat.torchdiffeq.grids import Through
 from odegrad.compat.torchdiffeq.inputs import Call
 from odegrad.compat.torchdiffeq.march import Crossing, cross
 from odegrad.errors import GradientUnavailableError, InvalidTypeError
 from odegrad.gradients.node import Rule, apply
+from odegrad.schemes.restarted import Restarted
 from odegrad.solve import solve
 from odegrad.state import Leaves, OptionalLeaves
 from odegrad.stepsize import Steps
@@ -191,12 +192,14 @@ class _Solves:
         return self._solved(state, start, stop, Steps(1))
 
     def _solved(self, y: Any, start: Tensor, stop: Tensor, steps: Any) -> tuple[Tensor, ...]:
-        call = self.call
+        call, reading, scheme = self.call, self.call.reading, self.crossing.scheme
+        if isinstance(scheme, Restarted):
+            reading = within(reading, float(start.detach()), float(stop.detach()), call.margin)
         ys = solve(
-            field(call.reading, call.func, None, call.params),
+            field(reading, call.func, None, call.params),
             y,
             torch.stack([start, stop]),
-            scheme=self.crossing.scheme,
+            scheme=scheme,
             stepsize=steps,
             gradient=call.gradient,
             callback=call.callback,

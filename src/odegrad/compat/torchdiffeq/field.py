@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,10 +51,18 @@ def field(
     return functools.partial(_evaluate, reading, func, landing, *params)
 
 
+def within(reading: Reading, first: float, second: float, margin: float) -> Reading:
+    """The same, but that f is evaluated a relative margin inside of a step, not at its start."""
+    away = margin * max(abs(first), abs(second))
+    return replace(reading, start=(first, first + (away if second > first else -away)))
+
+
 def _evaluate(reading: Reading, func: Callable[..., Any], *rest: Any) -> Any:
     t, y = rest[-2:]
-    if reading.start is not None and t.item() == reading.start[0]:
-        t = t + (reading.start[1] - reading.start[0])
+    if reading.start is not None:
+        first, inside = reading.start
+        if t.item() == torch.tensor(first, dtype=t.dtype, device="cpu").item():
+            t = t + (inside - first)
     here = torch.is_grad_enabled()
     if reading.records and not here:
         with torch.enable_grad():

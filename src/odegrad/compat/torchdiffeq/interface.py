@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from odegrad.compat.torchdiffeq.adjoint import check_adjoint
 from odegrad.compat.torchdiffeq.callbacks import Watch, backward_callback
 from odegrad.compat.torchdiffeq.errors import as_upstream
-from odegrad.compat.torchdiffeq.field import Landing, field
+from odegrad.compat.torchdiffeq.field import Landing, field, within
 from odegrad.compat.torchdiffeq.grids import Reader, grid_of
 from odegrad.compat.torchdiffeq.inputs import Call, checked
 from odegrad.compat.torchdiffeq.options import AdaptiveOptions, FixedOptions
@@ -206,14 +205,13 @@ def _fixed(call: Call) -> Any:
     options = FixedOptions.read(call.options, call.method)
     grid = grid_of(options, call.func, call.y0, call.t)
     reader = Reader(grid, call.t, options.interp == "cubic")
-    scheme, start = call.method.make(**options.own), None
+    scheme, reading = call.method.make(**options.own), call.reading
     if options.perturb and len(grid) > 1:
-        inside, first, second = call.margin, float(grid[0].detach()), float(grid[1].detach())
-        scheme = Restarted(scheme, inside)
-        away = inside * max(abs(first), abs(second))
-        start = (first, first + (away if second > first else -away))
+        first, second = float(grid[0].detach()), float(grid[1].detach())
+        scheme = Restarted(scheme, call.margin)
+        reading = within(reading, first, second, call.margin)
     watch = Watch(call.func, call.method, call.packed)
-    f = field(replace(call.reading, start=start), call.func, None, call.params)
+    f = field(reading, call.func, None, call.params)
     ys = solve(
         f,
         call.y0,

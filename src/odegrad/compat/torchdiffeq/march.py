@@ -12,7 +12,7 @@ from odegrad.assemble import Problem, assemble
 from odegrad.compat.torchdiffeq.callbacks import Watch
 from odegrad.compat.torchdiffeq.controller import Controller
 from odegrad.compat.torchdiffeq.errors import AssertedMaxStepsError, AssertedValueError
-from odegrad.compat.torchdiffeq.field import Landing, field
+from odegrad.compat.torchdiffeq.field import Landing, field, within
 from odegrad.compat.torchdiffeq.inputs import Call
 from odegrad.compat.torchdiffeq.options import AdaptiveOptions, FixedOptions
 from odegrad.errors import NonFiniteStateError
@@ -76,7 +76,7 @@ class _March:
     """A solve without an end."""
 
     def __init__(self, call: Call, g: Callable[[float, Leaves], float]) -> None:
-        self._call, self._g = call, g
+        self._call, self._g, self._reading = call, g, call.reading
         start, other = (float(x) for x in call.t.detach())
         self._direction = 1.0 if other > start else -1.0
         self._watch = Watch(call.func, call.method, call.packed)
@@ -98,6 +98,8 @@ class _March:
         scheme = call.method.make(**options.own)
         if options.perturb:
             scheme = Restarted(scheme, call.margin)
+            second = start + self._direction * options.step_size
+            self._reading = within(call.reading, start, second, call.margin)
         stop = start + self._direction * options.step_size * MOST_FIXED
         found = self._stretch(scheme, Steps(MOST_FIXED), stop, None, None)
         if found is None:
@@ -151,7 +153,7 @@ class _March:
         """A solve from the current state to a time ahead."""
         call = self._call
         return assemble(
-            field(call.reading, call.func, landing, call.params),
+            field(self._reading, call.func, landing, call.params),
             self._y if call.packed else self._y[0],
             [self._nodes[-1], stop],
             (),
