@@ -9,7 +9,7 @@ import torch
 
 from compat.fields import ADAPTIVE, DOUBLE, FIXED, Net, times
 from odegrad.compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
-from odegrad.errors import GradientUnavailableError
+from odegrad.errors import GradientUnavailableError, GrazingEventError
 
 INTERFACES = [(odeint, {}), (odeint_adjoint, {"adjoint_params": ()})]
 STEPS = [{}, {"method": "rk4", "options": {"step_size": 0.1}}, {"method": "dopri8"}]
@@ -231,8 +231,8 @@ def test_events_at_which_the_condition_only_touches_zero_have_no_gradient():
         event_fn=lambda t, y: (y[0] - level).clamp(max=0.0) * -1.0 + 0.0 * level,
     )
     assert t.item() >= 1.0
-    (grad,) = torch.autograd.grad(t, level)
-    assert math.isnan(grad.item())
+    with pytest.raises(GrazingEventError, match="touches zero without crossing it"):
+        torch.autograd.grad(t, level)
 
 
 def test_parameters_of_networks_and_no_grad():
@@ -291,8 +291,10 @@ def test_an_event_function_that_jumps(settings):
         )
         assert t.item() == pytest.approx(0.25, abs=1e-6)
         assert ys[-1].item() == pytest.approx(0.5, abs=1e-6)
-        (slope,) = torch.autograd.grad(t, [rate])
-        assert slope.isnan()
+        (nothing,) = torch.autograd.grad(0.0 * t, [rate], retain_graph=True)
+        assert nothing == 0.0
+        with pytest.raises(GrazingEventError, match=r"the event at t = 0\.2.* jumps over it"):
+            torch.autograd.grad(t, [rate])
 
 
 def test_attempts_are_counted_until_the_event():

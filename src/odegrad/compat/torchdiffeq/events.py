@@ -20,7 +20,6 @@ Reference: E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,7 @@ from odegrad.compat.torchdiffeq.field import field, within
 from odegrad.compat.torchdiffeq.grids import Through
 from odegrad.compat.torchdiffeq.inputs import Call
 from odegrad.compat.torchdiffeq.march import Crossing, cross
-from odegrad.errors import GradientUnavailableError, InvalidTypeError
+from odegrad.errors import GradientUnavailableError, GrazingEventError, InvalidTypeError
 from odegrad.gradients.node import Rule, apply
 from odegrad.schemes.restarted import Restarted
 from odegrad.solve import solve
@@ -171,7 +170,7 @@ class _Solves:
                     value = value + real.sum().to("cpu", torch.float64)
                 value = value - value.detach()
                 if value.requires_grad:
-                    value.register_hook(_no_derivative)
+                    value.register_hook(self._no_derivative)
                 time = time - value
             else:
                 time = time - value / slack
@@ -207,7 +206,7 @@ class _Solves:
         return tuple(leaf[-1] for leaf in (ys if call.packed else (ys,)))
 
     def _slope(self, start: Tensor, before: tuple[Tensor, ...], tau: Tensor) -> float:
-        """∂G/∂s at τ."""
+        """∂G/∂s at τ, 0 if g does not depend on it."""
         with torch.enable_grad():
             stop = tau.clone().requires_grad_()
             value = self.event(stop, self._last(start, before, stop))
@@ -215,6 +214,16 @@ class _Solves:
                 return 0.0
             grads = torch.autograd.grad(value, stop, allow_unused=True, materialize_grads=True)
             return float(grads[0])
+
+    def _no_derivative(self, grad: Tensor) -> Tensor:
+        if not bool(grad != 0):
+            return grad
+        raise GrazingEventError(
+            f"the event at t = {self.crossing.time:.9g} has no derivative: the slope of event_fn along "
+            "the solution is zero there. It touches zero without crossing it, or jumps over it, as "
+            "torch.where(y > c, a, -a) does: write one that crosses zero, such as y - c, or solve under "
+            "torch.no_grad() for the numbers alone"
+        )
 
 
 def _keep(inputs: Leaves) -> tuple[Leaves, Leaves]:
@@ -236,10 +245,6 @@ def _replay(inputs: Leaves, highest: int) -> Leaves:
 
 
 _LIMITED = Rule(_keep, _pass_on, _replay, "the time of odeint_event")  # the identity
-
-
-def _no_derivative(grad: Tensor) -> Tensor:
-    return grad * math.nan
 
 
 def _stacked(call: Call, leaves: tuple[Tensor, ...]) -> Any:
