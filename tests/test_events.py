@@ -1005,6 +1005,21 @@ def test_grazing() -> None:
     assert math.isnan(val(torch.autograd.grad(failed.ys.sum(), y0)[0]))
 
 
+def test_a_function_that_jumps_over_zero_grazes() -> None:
+    """Its slope is zero, though the time of the event depends on the state."""
+    y0, one = torch.zeros(1, dtype=F64, requires_grad=True), torch.ones((), dtype=F64)
+    for level in (one, one.clone().requires_grad_()):
+        event = Event(lambda t, y, a=level: torch.where(y[0] > 0.5, a, -a))
+        args = (lambda t, y: 2.0 + 0.0 * y, y0, [0.0, 1.0])
+        with torch.no_grad():
+            sol = odegrad.solve(*args, events=(event,))
+        assert sol.events[0].times.tolist() == about(0.25)
+        with pytest.raises(errors.GrazingEventError, match="or jumps over it"):
+            odegrad.solve(*args, events=(event,))
+    early = odegrad.solve(*args, events=(Event(lambda t, y: t - 0.25),))  # depends on nothing
+    assert torch.autograd.grad(early.events[0].states.sum(), y0)[0].item() == pytest.approx(1.0)
+
+
 def test_a_triple_root_grazes() -> None:
     y0 = number(-1.0)
     with pytest.raises(errors.GrazingEventError):

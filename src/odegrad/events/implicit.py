@@ -43,13 +43,17 @@ def located(root: Root, curve: Curve, functions: Functions) -> tuple[Tensor, Lea
     """
     found = _Implicit(root, curve, functions)
     time = found.number
-    if functions.value(root.event, time, found.state(time, curve.values)).requires_grad:
-        if root.grazing:
-            raise GrazingEventError(
-                f"events[{root.event}] has no derivative at t = {root.time:.9g}, where its g touches "
-                f"zero: its slope is {root.slope:.3g} along the solution, zero up to rounding. Solve "
-                "under torch.no_grad() for the numbers alone, or choose an event that is crossed"
-            )
+    state = found.state(time, curve.values)
+    depends = functions.value(root.event, time, state).requires_grad
+    # A g that jumps between constants is on no graph, but the time depends on the state all the same.
+    jumps = root.slope == 0.0 and any(x.requires_grad for x in state)
+    if root.grazing and (depends or jumps):
+        raise GrazingEventError(
+            f"events[{root.event}] has no derivative at t = {root.time:.9g}, where its g touches zero, "
+            f"or jumps over it: its slope is {root.slope:.3g} along the solution, zero up to rounding. "
+            "Solve under torch.no_grad() for the numbers alone, or choose an event that is crossed"
+        )
+    if depends:
         (time,) = apply(found.rule(), (*curve.values, *found.reads.tensors))
     return time, found.state(time, curve.values)
 
