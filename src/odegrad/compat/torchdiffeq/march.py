@@ -24,6 +24,7 @@ from odegrad.schemes.restarted import Restarted
 from odegrad.state import Leaves
 from odegrad.stepsize import FixedStepSize, Steps, StepSize
 from odegrad.sweeps.adaptive import DEFAULT_MAX_STEPS, adaptive_steps, first_size
+from odegrad.sweeps.stats import Stats
 from odegrad.sweeps.steps import Accepted, fixed_grid, number, steps
 
 __all__ = ["Crossing", "cross"]
@@ -83,7 +84,7 @@ class _March:
         self._nodes = [start]
         self._y: Leaves = tuple(leaf.detach().clone() for leaf in call.leaves)
         self._carry: Leaves | None = None
-        self._attempts = 0
+        self._stats = Stats()  # of all stretches: the limit is one of all attempts
         self.value = g(start, self._y)
 
     def fixed(self) -> Crossing:
@@ -125,12 +126,13 @@ class _March:
                 control = dataclasses.replace(control, dt0=self._first_size(scheme, control))
             span = 8.0 * span if span else _FIRST_SPAN * (control.dt0 or 1.0)
             stop = self._nodes[-1] + self._direction * span
-            found = self._stretch(scheme, control, stop, landing, limit - self._attempts)
+            found = self._stretch(scheme, control, stop, landing, limit)
             if found is not None:
                 return found
-            if self._attempts >= limit:
+            attempts = self._stats.accepted + self._stats.rejected
+            if attempts >= limit:
                 raise AssertedMaxStepsError(
-                    f"{self._attempts} steps attempted, and no event before t = {self._nodes[-1]:.6g}: "
+                    f"{attempts} steps attempted, and no event before t = {self._nodes[-1]:.6g}: "
                     "raise options['max_num_steps'], or check that the event comes in this direction"
                 )
             sizes = [abs(b - a) for a, b in itertools.pairwise(self._nodes[-3:])]
@@ -175,11 +177,10 @@ class _March:
         """The event, if it comes before some time; else the state is that at this time."""
         problem = self._problem(scheme, stepsize, stop, landing, limit)
         run, p = problem.run, problem.p
+        run.stats = self._stats
         if isinstance(stepsize, FixedStepSize):
             run.grid = fixed_grid(run, stepsize)
-        found = run.field.bound(p, lambda: self._walk(problem, scheme))
-        self._attempts += run.stats.accepted + run.stats.rejected
-        return found
+        return run.field.bound(p, lambda: self._walk(problem, scheme))
 
     def _walk(self, problem: Problem, scheme: Scheme) -> Crossing | None:
         run, p = problem.run, problem.p
