@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -817,9 +818,12 @@ def test_f_that_rejects_every_step():
 def test_a_sample_that_f_rejects_on_a_fixed_grid_harms_no_other(gradient):
     case, steps = Stiffness(6), odegrad.Steps(4)
     told: list[tuple[str, int]] = []
+    locals_: list[weakref.ref[Tensor]] = []
 
     def never(t, y, mu):
         if ((t > 0.5) & (mu[:, 0] > 1.0) & (mu[:, 0] < 5.0)).any():
+            local = torch.zeros(())
+            locals_.append(weakref.ref(local))
             raise odegrad.RejectStep("never")
         return van_der_pol(t, y, mu)
 
@@ -835,6 +839,8 @@ def test_a_sample_that_f_rejects_on_a_fixed_grid_harms_no_other(gradient):
     assert {sol.status[b] for b in bad.nonzero()} == {odegrad.Status.STEP_REJECTED}
     assert sol.stats.rounds == 8
     assert told == sorted(set(told))
+    assert locals_
+    assert all(x() is None for x in locals_)  # the exception that is kept holds no frames
     plain = odegrad.solve(van_der_pol, *args, **options)
     assert torch.equal(sol.ys[:, ~bad], plain.ys[:, ~bad])
     if isinstance(gradient, odegrad.Discrete):
@@ -846,6 +852,21 @@ def test_a_sample_that_f_rejects_on_a_fixed_grid_harms_no_other(gradient):
     assert relative(found, expected) < 1e-13
     with pytest.raises(odegrad.RejectStep, match="never"):
         odegrad.solve(never, *args, **options)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rounds_are_told_once_if_a_sample_fails(compiled):
+    told: list[int] = []
+    y0 = torch.tensor([[1.0], [1e200], [0.5]], dtype=F64)
+    options = {"stepsize": odegrad.Steps(6), "on_failure": "nan", "compile": compiled}
+    with using_backend("interpreter"), torch.no_grad():
+        sol = odegrad.solve(
+            lambda t, y: -y * y, y0, [0.0, 0.5, 1.0], batch=0,
+            callback=lambda info: told.append(info.n), **options,
+        )  # fmt: skip
+    assert sol.succeeded.tolist() == [True, False, True]
+    assert told == [*range(12)]
+    assert sol.stats.rounds == 12
 
 
 @pytest.mark.parametrize("compiled", [False, True])

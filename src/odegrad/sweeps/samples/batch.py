@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,6 +141,15 @@ class SampleRun(Run):
         )  # a captured f takes as many as it was given
         scheme = PerSample(self.scheme, start, tuple(x.detach() for x in y0), cut, timed=timed)
         return scheme.without(self.failed) if self.failures else scheme
+
+    @contextlib.contextmanager
+    def quiet(self) -> Generator[None]:
+        """Within, callback and progress bar are told nothing."""
+        monitor, self.monitor = self.monitor, None
+        try:
+            yield
+        finally:
+            self.monitor = monitor
 
     def fail(self, b: int, error: SolveError) -> None:
         """Takes note that a sample failed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def _steps_of(
     serves = run.initial is None and not alone and (checkpoints is None or tape is not None)
     outputs = Buffers(y, run.outputs_at.shape[1])
     try:
-        with contextlib.nullcontext() if serves else _quiet(run):
+        with contextlib.nullcontext() if serves else run.quiet():
             run.steps = search(run, y, p, outputs, tape if serves else None)
     finally:
         if run.initial is not None:
@@ -134,24 +134,25 @@ def _walked(
         if not run.salvage:
             raise
         walk, reason = None, error.with_traceback(None)  # whose frames hold what was kept
+        found = outputs.result()
     else:
         found = outputs.result()
         if not (run.check_finite and fail_if_not_finite(run, found)):
             if run.reached is None:
                 note_reached(run, found, _those(run, run.excluded))
             return found, walk.kept
-        walk, reason = None, None
-    with _quiet(run):
+        walk, reason = None, None  # what was kept is not needed any more
+    with run.quiet():
         run.stats.rounds = rounds
         if reason is not None:
             under_way = [b for b in range(run.n_samples) if b not in run.failures]
             for b in _rejected(run, grid, y, p, under_way) or under_way:
                 run.fail(b, reason)
-            note_reached(run, outputs.result(), before)
+            note_reached(run, found, before)
         if run.initial is not None:
             run.initial.restore()
         run.steps = grid.without(run.failed)
-        del outputs
+        del outputs, found
         return _walked(run, run.steps, y, p, checkpoints, timed)
 
 
@@ -189,16 +190,6 @@ def _those(run: SampleRun, samples: Iterable[int]) -> Tensor:
     return found
 
 
-@contextlib.contextmanager
-def _quiet(run: SampleRun) -> Generator[None]:
-    """Within, callback and progress bar are told nothing."""
-    monitor, run.monitor = run.monitor, None
-    try:
-        yield
-    finally:
-        run.monitor = monitor
-
-
 def taped(run: SampleRun, y: Leaves, p: Leaves, times: Tensor) -> Leaves:
     """The outputs on the autograd graph; the steps are searched for off it first."""
     run.initial = run.field.snapshot()
@@ -228,7 +219,7 @@ def _find_failures(run: SampleRun, y: Leaves, p: Leaves) -> None:
     """Finds the samples that fail on a fixed grid, by a sweep that leaves nothing else behind."""
     rounds = run.stats.rounds
     try:
-        with _quiet(run):
+        with run.quiet():
             grid, _ = _steps_of(run, y, p, None)
             _walked(run, grid, y, p, None, timed=False)
     finally:

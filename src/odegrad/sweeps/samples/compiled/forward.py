@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from odegrad.checkpoints import Checkpoints, StoreAll
@@ -66,14 +68,11 @@ def _searched(
     pullback: Pullback | None,
 ) -> tuple[Leaves, Kept | None]:
     """Finds the steps; if the states before all of them are what is kept, these are left behind."""
-    outputs, monitor = Buffers(y, run.outputs_at.shape[1]), run.monitor
+    outputs = Buffers(y, run.outputs_at.shape[1])
     keeps = isinstance(checkpoints, StoreAll) and pullback is not None and not pullback.kept
     serves = keeps or checkpoints is None
-    try:
-        run.monitor = monitor if serves else None
+    with contextlib.nullcontext() if serves else run.quiet():
         run.steps, tape = search(run, programs, y, p, outputs, keeps)
-    finally:
-        run.monitor = monitor
     found = outputs.result()
     if run.failures:
         run.reached = tuple(x.clone() for x in found)
@@ -104,12 +103,9 @@ def _walked(
         walk.follow(checkpoints)
     found = outputs.result()
     if run.check_finite and fail_if_not_finite(run, found):
-        run.steps, run.stats.rounds, monitor = grid.without(run.failed), rounds, run.monitor
-        run.monitor = None  # which was told already
-        try:
+        run.steps, run.stats.rounds = grid.without(run.failed), rounds
+        with run.quiet():  # all was told already
             return _walked(run, programs, run.steps, y, p, checkpoints, pullback)
-        finally:
-            run.monitor = monitor
     if run.reached is None and run.failures:
         run.reached = tuple(x.clone() for x in found)  # of those with too many steps
     return found, walk.kept
